@@ -1,0 +1,42 @@
+"""Faults of a card in words: which file, which field, what would be right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from robustbench_vit.errors import nearest
+
+
+def describe(error: ValidationError, where: str, fields_at: Mapping[str, Iterable[str]]) -> list[str]:
+    """One line per fault of `error`.
+
+    `fields_at` maps the dotted place of a mapping ('' is the top) to the field names legal there, for 'did you mean'.
+    """
+    return list(dict.fromkeys(_line(fault, where, fields_at) for fault in error.errors()))
+
+
+def _line(fault: Any, where: str, fields_at: Mapping[str, Iterable[str]]) -> str:
+    place = [str(part) for part in fault["loc"] if not _is_union_tag(part)]
+    name = ".".join(place)
+    if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{where}: unknown field '{name}'{_did_you_mean(place, fields_at)}"
+    if fault["type"] in ("missing", "missing_keyword_only_argument", "missing_argument"):
+        return f"{where}: missing field '{name}'; a card states every setting"
+    message = fault["msg"].removeprefix("Value error, ").removeprefix("Input s").removeprefix("Input ")
+    message = "s" + message if fault["msg"].startswith("Input should") else message
+    got = "" if "got " in message else f", got {fault['input']!r}"
+    return f"{where}: field '{name}': {message}{got}" if name else f"{where}: {message}"
+
+
+def _is_union_tag(part: Any) -> bool:
+    """Pydantic names the member of a union in an error's place; a person reading the card never wrote it."""
+    return isinstance(part, str) and ("[" in part or part in ("int", "float", "str", "constrained-int", "Component"))
+
+
+def _did_you_mean(place: list[str], fields_at: Mapping[str, Iterable[str]]) -> str:
+    parent = ".".join(part for part in place[:-1] if not part.isdigit())
+    close = nearest(place[-1], fields_at.get(parent, ()))
+    return f"; did you mean '{close}'?" if close else ""

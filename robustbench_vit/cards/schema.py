@@ -1,0 +1,135 @@
+"""The shapes of cards: what an attack, a defense and a board must state.
+
+A card never has hidden defaults: a missing setting is a fault. The settings of an algorithm (or of a loss, a
+regulariser, …) stand beside the common fields and are checked against the algorithm's own dataclass when it is built,
+because that needs torch and reading cards does not.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, StrictStr, model_validator
+
+from robustbench_vit.cards.numbers import Number
+
+
+class Card(BaseModel):
+    """What every card states: a version of its settings, what it is, and where it comes from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Annotated[StrictInt, Field(ge=1)]
+    about: Annotated[StrictStr, Field(min_length=1)]
+    reference: Annotated[StrictStr, Field(min_length=1)]
+
+
+class Component(BaseModel):
+    """A named part of a card with settings of its own, e.g. `{name: norm-decay, beta: 1e-3, …}`."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: StrictStr
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every field but the name."""
+        return dict(self.model_extra or {})
+
+
+class AlgorithmCard(Card):
+    """One attack algorithm with its settings."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    algorithm: StrictStr
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every field that belongs to the algorithm."""
+        return dict(self.model_extra or {})
+
+
+class CascadeCard(Card):
+    """Attack cards tried in order, each on the samples that survived the ones before it."""
+
+    lanes: Annotated[list[StrictStr], Field(min_length=1)]
+
+
+AttackCard = AlgorithmCard | CascadeCard
+
+
+class DefenseCard(Card):
+    """A training recipe: an architecture change, a loss, regularisers, and how to optimise them."""
+
+    architecture: Component | None
+    loss: Component
+    regularisers: list[Component]
+    optimiser: Component
+    schedule: Component
+    epochs: Annotated[StrictInt, Field(ge=1)]
+    batch_size: Annotated[StrictInt, Field(ge=1)]
+    gradient_clip: Number | None
+    weight_average: Number | None
+    augment: Component | None
+
+
+class DataChoice(BaseModel):
+    """Which samples a board is about."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: StrictStr
+    split: StrictStr
+    samples: Literal["all"] | Annotated[StrictInt, Field(ge=1)]
+
+
+class Normalisation(BaseModel):
+    """Channel means and standard deviations of images in [0, 1], put inside the model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mean: list[Number]
+    std: list[Number]
+
+
+def _name_of_file(value: Any) -> Any:
+    """Entry names become file names: no separators."""
+    if isinstance(value, str) and (not value or any(c in value for c in "/\\\0") or value.startswith(".")):
+        raise ValueError(f"an entry's name is used as a file name, got {value!r}; use letters, digits, '-' and '.'")
+    return value
+
+
+class Entry(BaseModel):
+    """A row of a board: a model with its defense and weights. Without `normalise`, images enter the model as they are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[StrictStr, BeforeValidator(_name_of_file)]
+    model: StrictStr
+    model_args: dict[str, Any] = Field(default_factory=dict)
+    defense: StrictStr
+    weights: StrictStr
+    normalise: Normalisation | None = None
+
+
+class BoardCard(Card):
+    """A leaderboard: samples, budgets and attacks shared by all its entries, and the columns of its table."""
+
+    data: DataChoice
+    norm: Literal["linf", "l2"]
+    eps: Annotated[list[Number], BeforeValidator(lambda v: v if isinstance(v, list) else [v]), Field(min_length=1)]
+    attacks: Annotated[list[StrictStr], Field(min_length=1)]
+    precision: Literal["float32"]
+    seed: StrictInt
+    confidence: Number
+    columns: Annotated[list[StrictStr], Field(min_length=1)]
+    entries: Annotated[list[Entry], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _unique_entries(self) -> BoardCard:
+        names = [entry.name for entry in self.entries]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"entries need different names; repeated: {', '.join(twice)}")
+        return self

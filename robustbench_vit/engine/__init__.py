@@ -1,0 +1,1 @@
+"""Runs attacks on models: oracle, pool, lanes, cascade, intake, verify."""

@@ -1,0 +1,179 @@
+"""The only code that calls the model: typed access, physical batches, passes counted per row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_vit.attacks.rows import Access, Gradient, Objective
+
+LADDER = (8, 16, 32, 64, 128, 256, 512, 1024)
+"""Physical batch sizes. Few fixed shapes keep a row's result independent of how many neighbours it has."""
+
+
+def pieces(rows: int, largest: int) -> list[tuple[int, int]]:
+    """How a batch of `rows` is cut: (rows in the piece, its physical size ≥ that), largest first.
+
+    A piece is padded only when that adds at most a sixteenth, or to reach the smallest size.
+    """
+    sizes = [size for size in LADDER if size <= largest] or [LADDER[0]]
+    cut = []
+    while rows > 0:
+        size = next((s for s in sizes if rows <= s <= rows * 17 / 16), None)
+        if size is None:
+            size = next((s for s in reversed(sizes) if s <= rows), sizes[0])
+        cut.append((min(rows, size), size))
+        rows -= cut[-1][0]
+    return cut
+
+
+def unwrap(output: Any) -> Any:
+    """The logits of an output: Hugging Face models wrap them in an object."""
+    return getattr(output, "logits", output)
+
+
+@contextmanager
+def frozen(model: Any) -> Iterator[None]:
+    """While open, no parameter of `model` asks for a gradient; what it asked for before comes back."""
+    parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
+    wanted = [p.requires_grad for p in parameters]
+    try:
+        for p in parameters:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p, flag in zip(parameters, wanted, strict=True):
+            p.requires_grad_(flag)
+
+
+@contextmanager
+def ieee_float32() -> Iterator[None]:
+    """While open, float32 means float32: no TF32 in matrix products or convolutions."""
+    matmul, conv = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = matmul
+        torch.backends.cudnn.allow_tf32 = conv
+
+
+@dataclass
+class Passes:
+    """Model passes per row since counting began, and those spent on padding."""
+
+    forwards: Tensor  # int64 (row,)
+    backwards: Tensor  # int64 (row,)
+    padding: int = 0
+
+
+class Oracle:
+    """A model with its device and its physical batch; hands out views of a declared access."""
+
+    def __init__(self, model: Any, device: torch.device | str = "cpu", largest: int = 256) -> None:
+        self._model = model
+        self.device = torch.device(device)
+        self._largest = largest
+        self.passes = Passes(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+
+    def count(self, rows: int) -> None:
+        """Starts counting for a batch of `rows`."""
+        zeros = torch.zeros(rows, dtype=torch.int64, device=self.device)
+        self.passes = Passes(zeros, zeros.clone())
+
+    def view(self, access: Access) -> Any:
+        """What an attack that declares `access` is given: methods beyond it don't exist."""
+        views = {Access.DECISIONS: Decisions, Access.SCORES: Scores}
+        return views.get(access, Gradients)(self)
+
+    def logits(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """(m, classes) without a gradient; one forward pass counted for each row."""
+        outputs, begin = [], 0
+        with torch.no_grad():
+            for size, physical in pieces(len(x), self._largest):
+                piece = _padded(x[begin : begin + size], physical)
+                outputs.append(unwrap(self._model(piece))[:size])
+                begin += size
+                self.passes.padding += physical - size
+        self._add(self.passes.forwards, rows, len(x))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def gradient(self, x: Tensor, objective: Objective, rows: Tensor | None = None) -> Gradient:
+        """Logits, objective and its gradient at `x`; one forward and one backward pass counted for each row."""
+        answers, begin = [], 0
+        for size, physical in pieces(len(x), self._largest):
+            at = torch.arange(begin, begin + size, device=x.device)
+            answers.append(self._gradient(x[begin : begin + size], physical, objective, at))
+            begin += size
+            self.passes.padding += 2 * (physical - size)
+        self._add(self.passes.forwards, rows, len(x))
+        self._add(self.passes.backwards, rows, len(x))
+        if len(answers) == 1:
+            return answers[0]
+        return Gradient(
+            torch.cat([a.logits for a in answers]),
+            torch.cat([a.value for a in answers]),
+            torch.cat([a.grad for a in answers]),
+        )
+
+    def _gradient(self, x: Tensor, physical: int, objective: Objective, at: Tensor) -> Gradient:
+        size = len(x)
+        x = _padded(x.detach(), physical).requires_grad_()
+        with torch.enable_grad():
+            logits = unwrap(self._model(x))[:size]
+            value = objective(logits, at)
+            (grad,) = torch.autograd.grad(value.sum(), x)
+        return Gradient(logits.detach(), value.detach(), grad[:size])
+
+    def _add(self, passes: Tensor, rows: Tensor | None, n: int) -> None:
+        if rows is None:
+            passes[:n] += 1
+        else:
+            passes[rows] += 1
+
+
+def _padded(x: Tensor, physical: int) -> Tensor:
+    """`x` with its last row repeated up to `physical` rows."""
+    missing = physical - len(x)
+    return x if missing == 0 else torch.cat([x, x[-1:].expand(missing, *x.shape[1:])])
+
+
+class Decisions:
+    """The view of an attack that sees only decisions."""
+
+    def __init__(self, oracle: Oracle) -> None:
+        self.__oracle = oracle
+
+    def decisions(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """int64 (m,): the class of each image."""
+        return self.__oracle.logits(x, rows).argmax(1)
+
+
+class Scores(Decisions):
+    """The view of an attack that sees logits."""
+
+    def __init__(self, oracle: Oracle) -> None:
+        super().__init__(oracle)
+        self.__oracle = oracle
+
+    def scores(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """(m, classes): the logits of each image."""
+        return self.__oracle.logits(x, rows)
+
+
+class Gradients(Scores):
+    """The view of an attack that sees gradients."""
+
+    def __init__(self, oracle: Oracle) -> None:
+        super().__init__(oracle)
+        self.__oracle = oracle
+
+    def gradient(self, x: Tensor, objective: Objective, rows: Tensor | None = None) -> Gradient:
+        """Logits, objective and gradient at each image."""
+        return self.__oracle.gradient(x, objective, rows)
