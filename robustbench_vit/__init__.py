@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from robustbench_vit.evaluate import evaluate
+    from robustbench_vit.evaluation import evaluate
     from robustbench_vit.models.normalise import normalised
     from robustbench_vit.records import Record
 
@@ -15,7 +15,7 @@ __all__ = ["Record", "__version__", "evaluate", "normalised"]
 
 _HOMES = {
     "Record": "robustbench_vit.records",
-    "evaluate": "robustbench_vit.evaluate",
+    "evaluate": "robustbench_vit.evaluation",
     "normalised": "robustbench_vit.models.normalise",
 }
 

@@ -54,6 +54,7 @@ class APGDState:
 class APGD:
     """Momentum steps whose size halves where the loss stops improving."""
 
+    lane: ClassVar[Literal["rows"]] = "rows"
     access: ClassVar[Access] = Access.GRADIENT
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     algorithm_version: ClassVar[int] = 1

@@ -42,6 +42,7 @@ class FAB:
     budget asks. One restart from x0 itself: there is no randomness.
     """
 
+    lane: ClassVar[Literal["rows"]] = "rows"
     access: ClassVar[Access] = Access.GRADIENT
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     algorithm_version: ClassVar[int] = 1

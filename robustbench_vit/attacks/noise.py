@@ -63,6 +63,10 @@ class Noise:
         """float32 (row, *shape), -1 or +1 with equal chance."""
         return torch.where(self.uniform(shape, stream, step) < 0.5, -1.0, 1.0)
 
+    def take(self, rows: Tensor) -> Noise:
+        """The draws of some of the rows (int64 positions)."""
+        return Noise(self.keys[rows])
+
     def _words(self, n: int, stream: int, step: Tensor | int) -> Tensor:
         rows, device = len(self.keys), self.keys.device
         blocks = (n + 3) // 4

@@ -38,6 +38,7 @@ class PGDState:
 class PGD:
     """Untargeted steps along the steepest direction, each projected on the ball and the box."""
 
+    lane: ClassVar[Literal["rows"]] = "rows"
     access: ClassVar[Access] = Access.GRADIENT
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     algorithm_version: ClassVar[int] = 1

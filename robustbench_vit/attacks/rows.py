@@ -97,6 +97,7 @@ S = TypeVar("S")
 class RowAttack(Protocol[S]):
     """Settings of an attack and its steps; see the module's docstring."""
 
+    lane: ClassVar[Literal["rows"]]
     access: ClassVar[Access]
     norms: ClassVar[tuple[str, ...]]
     algorithm_version: ClassVar[int]

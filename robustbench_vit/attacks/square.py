@@ -48,6 +48,7 @@ class Square:
     a model call; it could not have raised the margin.
     """
 
+    lane: ClassVar[Literal["rows"]] = "rows"
     access: ClassVar[Access] = Access.SCORES
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     algorithm_version: ClassVar[int] = 1
@@ -106,7 +107,7 @@ class Square:
         for _ in range(MAX_SKIPS):
             now = asked[pending]
             side = self._side(now - 1, state.x0.shape)
-            proposal = propose(_Rows(state, pending), side, Noise(noise.keys[pending]), now)
+            proposal = propose(_Rows(state, pending), side, noise.take(pending), now)
             asked[pending] += 1
             is_start = now == 0
             proposal = pick(is_start, state.x[pending], proposal)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -10,16 +10,19 @@ from pydantic import ValidationError
 from robustbench_vit.errors import nearest
 
 
-def describe(error: ValidationError, where: str, fields_at: Mapping[str, Iterable[str]]) -> list[str]:
+def describe(
+    error: ValidationError, where: str, fields_at: Mapping[str, Iterable[str]], place: Sequence[str] = ()
+) -> list[str]:
     """One line per fault of `error`.
 
     `fields_at` maps the dotted place of a mapping ('' is the top) to the field names legal there, for 'did you mean'.
+    `place` is where on the card the value stands that was validated, when that is not the whole card.
     """
-    return list(dict.fromkeys(_line(fault, where, fields_at) for fault in error.errors()))
+    return list(dict.fromkeys(_line(fault, where, fields_at, place) for fault in error.errors()))
 
 
-def _line(fault: Any, where: str, fields_at: Mapping[str, Iterable[str]]) -> str:
-    place = [str(part) for part in fault["loc"] if not _is_union_tag(part)]
+def _line(fault: Any, where: str, fields_at: Mapping[str, Iterable[str]], within: Sequence[str]) -> str:
+    place = [*within, *(str(part) for part in fault["loc"] if not _is_union_tag(part))]
     name = ".".join(place)
     if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{where}: unknown field '{name}'{_did_you_mean(place, fields_at)}"

@@ -38,3 +38,12 @@ def _parse_text(text: str) -> float:
 
 Number = Annotated[float, BeforeValidator(parse_number)]
 """A float field of a card; `8/255` is legal."""
+
+
+def show_number(value: float) -> str:
+    """`value` as people write budgets: a short decimal, else n/255 when it is one, else every digit."""
+    short = f"{value:g}"
+    if float(short) == value:
+        return short
+    top = round(value * 255)
+    return f"{top}/255" if top / 255 == value else repr(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -11,16 +11,34 @@ from robustbench_vit.errors import CardError
 
 
 class _CardLoader(yaml.SafeLoader):
-    """SafeLoader that also refuses a field written twice (YAML would silently keep the last)."""
+    """SafeLoader that refuses a field written twice (YAML would silently keep the last) and reads dates as text."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
+        seen: set[str] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise _fault(f"field names are text, got {key!r}", key_node)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"field '{key}' is written twice", key_node.start_mark)
+                raise _fault(f"field '{key}' is written twice; keep one", key_node)
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+class _Fault(yaml.MarkedYAMLError):
+    """What this loader refuses beyond YAML's own rules."""
+
+
+def _fault(problem: str, node: yaml.Node) -> _Fault:
+    return _Fault(None, None, problem, node.start_mark)
+
+
+_IN_WORDS = {type(None): "an empty file", list: "a list", str: "text"}
 
 
 def read_mapping(path: Path, shown: str) -> dict[str, Any]:
@@ -33,12 +51,10 @@ def read_mapping(path: Path, shown: str) -> dict[str, Any]:
         value = yaml.load(text, Loader=_CardLoader)  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as error:
         raise CardError(_yaml_fault(error, shown)) from error
-    except yaml.YAMLError as error:
-        raise CardError(f"{shown}: not valid YAML: {error}") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: values like !!int x
+        raise CardError(f"{shown}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict):
-        raise CardError(f"{shown}: expected fields such as 'version: 1', got {type(value).__name__}")
-    if bad := [key for key in value if not isinstance(key, str)]:
-        raise CardError(f"{shown}: field names are text, got {bad[0]!r}")
+        raise CardError(f"{shown}: expected fields such as 'version: 1', got {_IN_WORDS.get(type(value), 'a value')}")
     return value
 
 
@@ -49,6 +65,6 @@ def _yaml_fault(error: yaml.MarkedYAMLError, shown: str) -> str:
     if "could not determine a constructor for the tag" in problem:
         tag = problem.split("'")[1] if "'" in problem else "?"
         return f"{where}: YAML tag '{tag}' is not allowed: cards hold settings, never code"
-    if "written twice" in problem:
-        return f"{where}: {problem}; keep one"
+    if isinstance(error, _Fault):
+        return f"{where}: {problem}"
     return f"{where}: not valid YAML: {problem}"

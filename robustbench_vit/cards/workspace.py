@@ -54,16 +54,29 @@ class Workspace:
     """Layers of folders, built-in first; names are unique over all layers."""
 
     layers: tuple[Path, ...]
+    given: tuple[Loaded[Any], ...] = ()  # attack cards that came as values, not as files
+
+    def with_attack(self, loaded: Loaded[Any]) -> Workspace:
+        """This workspace with one more attack card, which is looked up first."""
+        return Workspace(self.layers, (*self.given, loaded))
 
     def files(self, kind: str) -> dict[str, Path]:
         """Every card of `kind` by name. Raises CardError naming both files when a name stands twice."""
+        found, faults = self._files(kind)
+        if faults:
+            raise CardError(faults)
+        return found
+
+    def _files(self, kind: str) -> tuple[dict[str, Path], list[str]]:
+        """The first card of each name, and a fault for every further one."""
         found: dict[str, Path] = {}
+        faults = []
         for layer in self.layers:
             for path in sorted((layer / FOLDERS[kind]).glob("*.yaml")):
                 if path.stem in found:
-                    raise CardError(f"{kind} '{path.stem}' stands twice: {found[path.stem]} and {path}; rename one of them")
-                found[path.stem] = path
-        return found
+                    faults.append(f"{kind} '{path.stem}' stands twice: {found[path.stem]} and {path}; rename one of them")
+                found.setdefault(path.stem, path)
+        return found, faults
 
     def names(self, kind: str) -> list[str]:
         """The names of all cards of `kind`, sorted."""
@@ -71,6 +84,9 @@ class Workspace:
 
     def attack(self, name: str, where: str | None = None) -> Loaded[Any]:
         """The attack card called `name` (an AlgorithmCard or a CascadeCard)."""
+        for loaded in self.given:
+            if loaded.name == name:
+                return loaded
         return self._load("attack", name, where)
 
     def defense(self, name: str, where: str | None = None) -> Loaded[DefenseCard]:
@@ -99,13 +115,24 @@ class Workspace:
 
     def load_all(self, kind: str) -> tuple[list[Loaded[Any]], list[str]]:
         """Every readable card of `kind`, and every fault of the others."""
-        cards, faults = [], []
-        for path in self.files(kind).values():
+        cards: list[Loaded[Any]] = []
+        files, faults = self._files(kind)
+        for path in files.values():
             try:
                 cards.append(self._read(kind, path))
             except CardError as error:
                 faults.extend(error.faults)
-        return cards, faults
+            except UnknownNameError as error:
+                faults.append(str(error))
+        return cards, list(dict.fromkeys([*faults, *self._misnamed(kind)]))
+
+    def _misnamed(self, kind: str) -> list[str]:
+        """Files beside the cards that look like cards and would be ignored."""
+        return [
+            f"{self._shown(path)}: cards end in .yaml; rename it to {path.stem}.yaml"
+            for layer in self.layers
+            for path in sorted((layer / FOLDERS[kind]).glob("*.yml"))
+        ]
 
     def _load(self, kind: str, name: str, where: str | None) -> Loaded[Any]:
         files = self.files(kind)

@@ -1,0 +1,53 @@
+# make leaderboard   evaluates the embedded board afresh and prints its table
+# make test          lint, types and tests
+# make bench         side-by-side measurements
+# make evidence      long runs behind the claims of the README
+# make format        formats the code
+# make clean         removes .venv and everything generated that git ignores, runs/ excepted
+#
+# Each target makes .venv by itself. Another interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+BOARD ?= leaderboards/digits-linf.yaml
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: leaderboard test bench evidence format clean
+
+leaderboard: .venv/core.stamp
+	$(BIN)/rbvit run $(BOARD)
+
+# Test processes share the cores: one thread each.
+test: export OMP_NUM_THREADS = 1
+test: .venv/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pytest -q -n 2
+
+bench: .venv/test.stamp
+	$(BIN)/python -m benchmarks
+
+evidence: .venv/test.stamp
+	$(BIN)/python -m benchmarks.evidence
+
+format: .venv/test.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/core.stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "robustbench_vit needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." \
+	       "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	@echo "Installing into .venv; this takes a few minutes the first time."
+	$(INSTALL) -e .
+	touch $@
+
+.venv/test.stamp: .venv/core.stamp
+	$(INSTALL) -e '.[test]'
+	touch $@

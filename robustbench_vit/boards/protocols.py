@@ -1,0 +1,112 @@
+"""Which records may share a table: those whose protocols are equal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from robustbench_vit.cards import BoardCard, Loaded, Workspace
+from robustbench_vit.cards.workspace import resolved
+from robustbench_vit.errors import ProtocolMismatchError
+from robustbench_vit.records import Record
+
+_ABSENT = object()
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A field in which two protocols differ."""
+
+    place: str  # dotted
+    left: Any
+    right: Any
+
+    def __str__(self) -> str:
+        return f"{self.place}: {_shown(self.left)} / {_shown(self.right)}"
+
+
+def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[Difference]:
+    """Every field in which two protocols differ, by its dotted place."""
+    return list(_differences(left, right, ""))
+
+
+def _differences(left: Any, right: Any, place: str) -> Iterator[Difference]:
+    if isinstance(left, Mapping) and isinstance(right, Mapping):
+        for key in sorted(left.keys() | right.keys()):
+            inner = f"{place}.{key}" if place else str(key)
+            yield from _differences(left.get(key, _ABSENT), right.get(key, _ABSENT), inner)
+    elif _is_list(left) and _is_list(right) and len(left) == len(right):
+        for position, (one, other) in enumerate(zip(left, right, strict=True)):
+            yield from _differences(one, other, f"{place}.{position}")
+    elif left is _ABSENT or right is _ABSENT or left != right:
+        yield Difference(place, left, right)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _shown(value: Any) -> str:
+    """JSON of `value`, cut when long."""
+    if value is _ABSENT:
+        return "absent"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 72 else text[:69] + "…"
+
+
+def require_one_protocol(records: Mapping[str, Record]) -> None:
+    """Raises ProtocolMismatchError, naming every differing field with both values, unless all protocols are equal."""
+    names = list(records)
+    for name in names[1:]:
+        _require_equal(
+            f"the records of '{names[0]}' and '{name}' may not share a table; their protocols differ",
+            records[names[0]].protocol,
+            records[name].protocol,
+        )
+
+
+def require_board(board: Loaded[BoardCard], workspace: Workspace, records: Mapping[str, Record]) -> None:
+    """Raises ProtocolMismatchError unless every record was made for this board as its card stands now.
+
+    The number of samples is not compared (a trial run takes fewer; tables say how many), and neither are the attacks'
+    settings in a smoke profile, which shortens them.
+    """
+    for name, record in records.items():
+        expected = _expected(board.card, workspace, board.shown, settings=record.protocol.get("profile") == "full")
+        _require_equal(
+            f"{board.shown} and the record of '{name}' do not belong together; they differ",
+            expected,
+            _comparable(record.protocol, expected),
+        )
+
+
+def _expected(card: BoardCard, workspace: Workspace, where: str, settings: bool) -> dict[str, Any]:
+    """What of a protocol a board's card decides."""
+    attacks = {
+        name: resolved(workspace.attack(name, where).card, workspace.lanes(name, where)) if settings else {}
+        for name in card.attacks
+    }
+    return {
+        "norm": card.norm,
+        "eps": list(card.eps),
+        "precision": card.precision,
+        "data": {"name": card.data.name, "split": card.data.split},
+        "attacks": attacks,
+    }
+
+
+def _comparable(protocol: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a record's protocol that stands against `expected`."""
+    part = {key: protocol.get(key, _ABSENT) for key in expected}
+    if card_like := protocol.get("data"):
+        part["data"] = {key: card_like.get(key, _ABSENT) for key in expected["data"]}
+    attacks = protocol.get("attacks", {})
+    part["attacks"] = {name: attacks[name] if expected["attacks"].get(name, True) else {} for name in attacks}
+    return part
+
+
+def _require_equal(message: str, left: Mapping[str, Any], right: Mapping[str, Any]) -> None:
+    if found := differences(left, right):
+        raise ProtocolMismatchError("\n".join([f"{message}:", *(f"  {difference}" for difference in found)]))

@@ -1,0 +1,142 @@
+"""A table as Markdown, CSV or JSON text."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+from robustbench_vit.boards.columns import Column, Estimate, Kind, Value
+from robustbench_vit.boards.table import Row, Table
+from robustbench_vit.cards.numbers import show_number
+
+_DIGITS = 6
+"""Decimals of shares in CSV and JSON."""
+
+Renderer = Callable[[Table], str]
+
+
+def render(table: Table, form: str) -> str:
+    """The table as text in one of FORMATS, ending in a newline."""
+    return FORMATS[form](table)
+
+
+def markdown(table: Table) -> str:
+    """A caption and an aligned table; shares in percent."""
+    header = [column.title for column in table.columns]
+    body = [_markdown_row(row, table.columns) for row in table.rows]
+    right = [column.kind is not Kind.TEXT for column in table.columns]
+    widths = [max(3, *(len(line[i]) for line in [header, *body])) for i in range(len(header))]
+    rule = ["-" * (w - 1) + ":" if r else "-" * w for w, r in zip(widths, right, strict=True)]
+    lines = [_aligned(line, widths, right) for line in [header, rule, *body]]
+    return "\n".join([caption(table), "", *lines, ""])
+
+
+def _aligned(cells: list[str], widths: list[int], right: list[bool]) -> str:
+    padded = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True)]
+    return f"| {' | '.join(padded)} |"
+
+
+def caption(table: Table) -> str:
+    """What all rows of the table share, in a sentence or two."""
+    card = table.card
+    eps = ", ".join(show_number(value) for value in card.eps)
+    about = f"{card.data.name}/{card.data.split}, {card.norm}, eps {eps}"
+    if table.samples is None:
+        return f"No records yet; {about}."
+    if table.profile == "smoke":
+        return f"Smoke profile: {table.samples} samples and shortened attacks; these numbers mean nothing."
+    return (
+        f"{table.samples} samples of {about}; percent of all samples, [Wilson {100 * card.confidence:g} % intervals]; "
+        f"'after' counts the samples a lane left robust, passes are means per sample; "
+        f"ranked by {card.attacks[-1]}; protocol `{table.protocol_id}`."
+    )
+
+
+def _markdown_row(row: Row, columns: tuple[Column, ...]) -> list[str]:
+    cells = [_text(value, column.kind) for value, column in zip(row.cells, columns, strict=True)]
+    empty = [i for i, column in enumerate(columns) if column.kind is not Kind.TEXT]
+    if row.note and empty:
+        cells[empty[0]] = row.note
+    return cells
+
+
+def _text(value: Value, kind: Kind) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, Estimate):
+        return f"{100 * value.value:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+    if isinstance(value, str):
+        return value.replace("|", "\\|")
+    if kind is Kind.SHARE:
+        return f"{100 * value:.1f}"
+    if kind is Kind.COUNT:
+        return f"{value:,}"
+    return f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def comma_separated(table: Table) -> str:
+    """A line per entry; shares as fractions, an interval as three columns, nothing for a missing record."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([name for column in table.columns for name in _csv_names(column)])
+    for row in table.rows:
+        pairs = zip(row.cells, table.columns, strict=True)
+        writer.writerow([value for cell, column in pairs for value in _csv_values(cell, column)])
+    return out.getvalue()
+
+
+def _csv_names(column: Column) -> list[str]:
+    if column.kind is not Kind.INTERVAL:
+        return [column.key]
+    attack = column.key.removesuffix(":interval")
+    return [f"{attack}:estimate", f"{attack}:low", f"{attack}:high"]
+
+
+def _csv_values(value: Value, column: Column) -> list[Any]:
+    if column.kind is not Kind.INTERVAL:
+        return [_number(value)]
+    if not isinstance(value, Estimate):
+        return [None, None, None]
+    return [_number(value.value), _number(value.low), _number(value.high)]
+
+
+def as_json(table: Table) -> str:
+    """The table with what its rows share; shares as fractions, numbers as numbers, null for a missing record."""
+    card = table.card
+    content = {
+        "board": table.board,
+        "about": card.about,
+        "data": {"name": card.data.name, "split": card.data.split},
+        "samples": table.samples,
+        "norm": card.norm,
+        "eps": list(card.eps),
+        "confidence": card.confidence,
+        "profile": table.profile,
+        "protocol_id": table.protocol_id,
+        "ranked_by": card.attacks[-1],
+        "columns": [{"key": c.key, "title": c.title, "kind": c.kind.value} for c in table.columns],
+        "rows": [_json_row(row, table.columns) for row in table.rows],
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _json_row(row: Row, columns: tuple[Column, ...]) -> dict[str, Any]:
+    cells = {column.key: _json_value(value) for value, column in zip(row.cells, columns, strict=True)}
+    return {"entry": row.entry, "note": row.note, **cells}
+
+
+def _json_value(value: Value) -> Any:
+    if isinstance(value, Estimate):
+        return {"estimate": _number(value.value), "low": _number(value.low), "high": _number(value.high)}
+    return _number(value)
+
+
+def _number(value: Value) -> Any:
+    return round(value, _DIGITS) if isinstance(value, float) else value
+
+
+FORMATS: dict[str, Renderer] = {"md": markdown, "csv": comma_separated, "json": as_json}
+"""How a table can be written; the names are also the suffixes of the files."""

@@ -1,0 +1,99 @@
+"""From a board's card and its records to a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from robustbench_vit.boards.columns import Column, Value, columns
+from robustbench_vit.boards.protocols import require_board, require_one_protocol
+from robustbench_vit.cards import BoardCard, Entry, Loaded, Workspace
+from robustbench_vit.errors import ProtocolMismatchError
+from robustbench_vit.records import Record, Status
+
+NO_RECORD = "no record"
+INCOMPLETE = "incomplete"
+
+
+@dataclass(frozen=True)
+class Row:
+    """An entry's cells; `note` says why there are none."""
+
+    entry: str
+    cells: tuple[Value, ...]
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A board's rows, best first, with what they have in common."""
+
+    board: str
+    card: BoardCard
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    samples: int | None  # of each row; None without records
+    profile: str  # 'full', or 'smoke': numbers that mean nothing
+    protocol_id: str | None
+
+
+def build_table(board: Loaded[BoardCard], workspace: Workspace, records: Mapping[str, Record]) -> Table:
+    """The table of `records` (by entry), sorted by what survives the board's last attack at its first eps.
+
+    Raises ProtocolMismatchError when records differ in their protocol, or belong to another board, model or defense.
+    """
+    card = board.card
+    held = {entry.name: records[entry.name] for entry in card.entries if entry.name in records}
+    require_one_protocol(held)
+    require_board(board, workspace, held)
+    _require_entries(board, held)
+    lanes = {attack: [lane.name for lane in workspace.lanes(attack, board.shown)] for attack in card.attacks}
+    shown = columns(card, board.shown, lanes)
+    rows = [_row(entry, held.get(entry.name), shown) for entry in sorted(card.entries, key=_order(card, held))]
+    first = next(iter(held.values()), None)
+    return Table(
+        board=board.name,
+        card=card,
+        columns=tuple(shown),
+        rows=tuple(rows),
+        samples=first.n if first else None,
+        profile=first.protocol["profile"] if first else "full",
+        protocol_id=first.protocol_id if first else None,
+    )
+
+
+def complete(record: Record) -> bool:
+    """Whether every sample of the record was run."""
+    return all(outcome.status is not Status.NOT_RUN for outcome in record.outcomes)
+
+
+def _row(entry: Entry, record: Record | None, shown: list[Column]) -> Row:
+    if record is None or not complete(record):
+        cells = tuple(column.of_entry(entry) if column.of_entry else None for column in shown)
+        return Row(entry.name, cells, NO_RECORD if record is None else INCOMPLETE)
+    return Row(entry.name, tuple(column.value(entry, record) for column in shown))
+
+
+def _order(card: BoardCard, held: Mapping[str, Record]) -> Any:
+    """A sort key: robust accuracy, then clean accuracy, then name; entries without a complete record come last."""
+
+    def key(entry: Entry) -> tuple[bool, float, float, str]:
+        record = held.get(entry.name)
+        if record is None or not complete(record):
+            return (True, 0.0, 0.0, entry.name)
+        return (False, -record.at(card.attacks[-1], card.eps[0]).robust_accuracy, -record.clean_accuracy, entry.name)
+
+    return key
+
+
+def _require_entries(board: Loaded[BoardCard], held: Mapping[str, Record]) -> None:
+    """Raises ProtocolMismatchError when a record is of another model or defense than its entry's."""
+    for entry in board.card.entries:
+        said = held[entry.name].entry if entry.name in held else {}
+        for field in ("model", "defense"):
+            if field in said and said[field] != getattr(entry, field):
+                raise ProtocolMismatchError(
+                    f"the record of '{entry.name}' has the {field} '{said[field]}', {board.shown} says "
+                    f"'{getattr(entry, field)}'; evaluate the entry again"
+                )

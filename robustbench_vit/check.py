@@ -1,0 +1,107 @@
+"""Every fault of every card in a workspace, for `rbvit check`. Imports torch: algorithms and parts are code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from robustbench_vit.attacks.registry import attack_faults, build_attack
+from robustbench_vit.boards import board_folder
+from robustbench_vit.boards.columns import column_faults
+from robustbench_vit.cards import BoardCard, CascadeCard, Entry, Loaded, Workspace
+from robustbench_vit.cards.workspace import FOLDERS
+from robustbench_vit.errors import CardError, RobustbenchError, UnknownNameError
+
+
+def check_workspace(workspace: Workspace) -> tuple[int, list[str]]:
+    """The number of cards, and a line for each fault."""
+    from robustbench_vit.defenses.recipe import defense_faults
+
+    checks: dict[str, Callable[[Loaded[Any]], list[str]]] = {
+        "attack": lambda loaded: _attack_faults(loaded, workspace),
+        "defense": lambda loaded: defense_faults(loaded, workspace),
+        "board": lambda loaded: board_faults(loaded, workspace),
+    }
+    count, faults = 0, []
+    for kind in FOLDERS:
+        cards, unreadable = workspace.load_all(kind)
+        count += len(cards)
+        faults += unreadable
+        for loaded in cards:
+            faults += checks[kind](loaded)
+    return count, list(dict.fromkeys(faults))
+
+
+def _attack_faults(loaded: Loaded[Any], workspace: Workspace) -> list[str]:
+    if not isinstance(loaded.card, CascadeCard):
+        return attack_faults(loaded)
+    return _caught(lambda: workspace.lanes(loaded.name))
+
+
+def board_faults(board: Loaded[BoardCard], workspace: Workspace) -> list[str]:
+    """Everything a board names that doesn't exist or doesn't fit."""
+    card, where = board.card, board.shown
+    faults = column_faults(card, where)
+    faults += _caught(lambda: _require_data(card, where))
+    for attack in card.attacks:
+        faults += _caught(lambda attack=attack: _require_attack(attack, card.norm, workspace, where))
+    faults += [f"{where}: eps must be positive, got {eps:g}" for eps in card.eps if not eps > 0]
+    if card.norm == "linf":
+        faults += [
+            f"{where}: eps {eps:g} is larger than the whole range of a pixel in [0, 1]; did you mean {eps:g}/255?"
+            for eps in card.eps
+            if eps > 1
+        ]
+    if not 0 < card.confidence < 1:
+        faults.append(f"{where}: confidence lies between 0 and 1, got {card.confidence:g}")
+    for entry in card.entries:
+        faults += _entry_faults(entry, board, workspace)
+    return faults
+
+
+def _caught(check: Callable[[], Any]) -> list[str]:
+    """The faults that `check` raises, if any."""
+    try:
+        check()
+    except CardError as error:
+        return error.faults
+    except RobustbenchError as error:
+        return str(error).splitlines()
+    return []
+
+
+def _require_data(card: BoardCard, where: str) -> None:
+    from robustbench_vit.data import datasets, load_dataset
+
+    if not card.data.name.endswith(".npz"):
+        datasets.get(card.data.name, where)
+        samples = load_dataset(card.data.name, card.data.split)
+        samples.first(None if card.data.samples == "all" else card.data.samples)
+
+
+def _require_attack(attack: str, norm: str, workspace: Workspace, where: str) -> None:
+    for lane in workspace.lanes(attack, where):
+        build_attack(lane, norm)
+
+
+def _entry_faults(entry: Entry, board: Loaded[BoardCard], workspace: Workspace) -> list[str]:
+    where = f"{board.shown}, entry '{entry.name}'"
+    faults = _caught(lambda: _require_model(entry.model, where))
+    faults += _caught(lambda: workspace.defense(entry.defense, where))
+    weights = board_folder(board) / entry.weights
+    if not weights.is_file():
+        faults.append(f"{where}: no weights file at {weights}; `rbvit train` makes one")
+    if (norm := entry.normalise) and len(norm.mean) != len(norm.std):
+        faults.append(f"{where}: normalise has {len(norm.mean)} means and {len(norm.std)} standard deviations")
+    return faults
+
+
+def _require_model(name: str, where: str) -> None:
+    from timm import list_models
+
+    from robustbench_vit.models.build import register_models
+
+    register_models()
+    known: Iterable[str] = list_models()
+    if name.partition(".")[0] not in known:
+        raise UnknownNameError("model", name, known, where)

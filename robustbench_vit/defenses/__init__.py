@@ -1,0 +1,1 @@
+"""Training losses, regularisers, architecture changes, and the one training loop."""

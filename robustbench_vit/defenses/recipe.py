@@ -1,0 +1,106 @@
+"""From a defense card to what training needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from robustbench_vit.attacks.registry import attack_faults
+from robustbench_vit.cards import Component, DefenseCard, Loaded, Workspace
+from robustbench_vit.defenses.registry import (
+    Architecture,
+    Augment,
+    Kind,
+    OptimiserSettings,
+    Regulariser,
+    Schedule,
+    TrainingLoss,
+    build_part,
+)
+from robustbench_vit.errors import CardError, RobustbenchError
+
+_PROSE = {"about", "reference"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A defense card with its parts built."""
+
+    name: str
+    card: DefenseCard
+    attack: dict[str, Any] | None  # the inner attack's card, in case it changes
+    architecture: Architecture | None
+    loss: TrainingLoss
+    regularisers: tuple[Regulariser, ...]
+    optimiser: OptimiserSettings
+    schedule: Schedule
+    augment: Augment | None
+
+    @property
+    def digest(self) -> str:
+        """sha256 of every setting that decides the trained weights; the prose of cards is left out."""
+        fields = {"card": self.card.model_dump(exclude=_PROSE), "attack": self.attack}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def build_recipe(loaded: Loaded[DefenseCard], workspace: Workspace) -> Recipe:
+    """The recipe a card describes; raises CardError or UnknownNameError for the first part that is wrong."""
+    card, where = loaded.card, loaded.shown
+    parts = {place: build_part(kind, part, where, place) for kind, part, place in _components(card)}
+    loss = parts[("loss",)]
+    attack = loss.attack_card(workspace, where)
+    return Recipe(
+        name=loaded.name,
+        card=card,
+        attack=None if attack is None else attack.card.model_dump(exclude=_PROSE),
+        architecture=parts.get(("architecture",)),
+        loss=loss.bind(workspace, where),
+        regularisers=tuple(parts["regularisers", str(i)] for i in range(len(card.regularisers))),
+        optimiser=parts[("optimiser",)],
+        schedule=parts[("schedule",)],
+        augment=parts.get(("augment",)),
+    )
+
+
+def apply_architecture(recipe: Recipe, model: nn.Module) -> nn.Module:
+    """The model as the recipe trains it: trained weights fit this one. May change `model` in place."""
+    return model if recipe.architecture is None else recipe.architecture.apply(model)
+
+
+def defense_faults(loaded: Loaded[DefenseCard], workspace: Workspace) -> list[str]:
+    """Everything wrong with a defense card's parts and their settings, for `rbvit check`."""
+    card, where = loaded.card, loaded.shown
+    faults: list[str] = []
+    for kind, part, place in _components(card):
+        try:
+            built = build_part(kind, part, where, place)
+            if kind == "loss" and (attack := built.attack_card(workspace, where)) is not None:
+                faults += attack_faults(attack)
+        except CardError as error:
+            faults += error.faults
+        except RobustbenchError as error:
+            faults.append(str(error))
+    for name, low, high in (("gradient_clip", 0.0, float("inf")), ("weight_average", 0.0, 1.0)):
+        value = getattr(card, name)
+        if value is not None and not low < value < high:
+            faults.append(f"{where}: field '{name}': should lie between {low:g} and {high:g}, got {value:g}")
+    return faults
+
+
+def _components(card: DefenseCard) -> list[tuple[Kind, Component, tuple[str, ...]]]:
+    """The components a card states, each with its kind and its place on the card."""
+    single: list[tuple[Kind, Component | None]] = [
+        ("architecture", card.architecture),
+        ("loss", card.loss),
+        ("optimiser", card.optimiser),
+        ("schedule", card.schedule),
+        ("augment", card.augment),
+    ]
+    found: list[tuple[Kind, Component, tuple[str, ...]]] = [(k, part, (k,)) for k, part in single if part is not None]
+    for i, part in enumerate(card.regularisers):
+        found.append(("regulariser", part, ("regularisers", str(i))))
+    return found

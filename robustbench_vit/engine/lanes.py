@@ -1,0 +1,163 @@
+"""Lanes: how one attack card runs on the samples that are still undecided.
+
+The kind of an algorithm (its `lane` attribute) says how. `rows` runs in the pool, `batch` hands fixed chunks to somebody
+else's attack. `fitted` (an artefact fitted on many samples) and `certify` (bounds) will join here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustbench_vit.attacks.norms import NORMS
+from robustbench_vit.engine.oracle import Oracle, unwrap
+from robustbench_vit.engine.pool import Pool, PoolSettings, Samples, image_bytes, turns_of
+from robustbench_vit.engine.verify import Verifier
+from robustbench_vit.errors import AttackError, InputError
+from robustbench_vit.plan import LanePlan
+from robustbench_vit.records.rows import LaneSpec, RowKey, RowResult
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every lane works with: the model, and how it may be used."""
+
+    model: Any
+    device: torch.device
+    largest_batch: int
+    pool: PoolSettings
+    seed: int
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A planned lane with the attack built from its card."""
+
+    plan: LanePlan
+    attack: Any
+
+    def spec(self, num_classes: int) -> LaneSpec:
+        """What outcomes need to know of it."""
+        turns = turns_of(self.attack, num_classes) if self.attack.lane == "rows" else 1
+        return LaneSpec(self.plan.name, self.plan.key, turns)
+
+
+@dataclass(frozen=True)
+class Retired:
+    """Rows that retired together, and the passes wasted on the way."""
+
+    rows: tuple[RowResult, ...]
+    wasted: int
+
+
+LaneRunner = Callable[[Lane, Samples, float, Bench, Mapping[RowKey, RowResult]], Iterator[Retired]]
+
+
+def run_lane(
+    lane: Lane, samples: Samples, eps: float, bench: Bench, known: Mapping[RowKey, RowResult]
+) -> Iterator[Retired]:
+    """The rows of a lane as they retire, on undecided samples at one eps; rows in `known` don't run again."""
+    if lane.attack.lane not in LANE_KINDS:
+        raise AttackError(
+            f"{lane.plan.loaded.shown}: algorithm '{lane.plan.loaded.card.algorithm}' needs a lane of kind"
+            f" '{lane.attack.lane}', which this version doesn't run; it runs: {', '.join(LANE_KINDS)}"
+        )
+    yield from LANE_KINDS[lane.attack.lane](lane, samples, eps, bench, known)
+
+
+def _rows(
+    lane: Lane, samples: Samples, eps: float, bench: Bench, known: Mapping[RowKey, RowResult]
+) -> Iterator[Retired]:
+    oracle = Oracle(bench.model, bench.device, bench.largest_batch)
+    pool = Pool(
+        lane.attack,
+        lane.plan.loaded.card.algorithm,
+        lane.plan.key,
+        samples,
+        eps,
+        bench.seed,
+        oracle,
+        Verifier(bench.model, NORMS[lane.plan.norm]),
+        bench.pool,
+        _known_turns(lane, samples, eps, known),
+    )
+    wasted = 0
+    for rows in pool.run():
+        yield Retired(tuple(rows), pool.wasted - wasted)
+        wasted = pool.wasted
+
+
+def _known_turns(
+    lane: Lane, samples: Samples, eps: float, known: Mapping[RowKey, RowResult]
+) -> list[tuple[int, int, bool]]:
+    turns = turns_of(lane.attack, samples.ranking.shape[1])
+    found = []
+    for position, sample in enumerate(samples.ids):
+        for turn in range(turns):
+            row = known.get(RowKey(lane.plan.key, eps, sample, turn))
+            if row is not None:
+                found.append((position, turn, row.found))
+    return found
+
+
+def _batch(
+    lane: Lane, samples: Samples, eps: float, bench: Bench, known: Mapping[RowKey, RowResult]
+) -> Iterator[Retired]:
+    """Fixed chunks in sample order. The outcome may depend on the chunk; the card's algorithm says so in the table."""
+    verifier = Verifier(bench.model, NORMS[lane.plan.norm])
+    for begin in range(0, len(samples), lane.attack.chunk):
+        chunk = samples.take(range(begin, min(begin + lane.attack.chunk, len(samples))))
+        keys = [RowKey(lane.plan.key, eps, sample, 0) for sample in chunk.ids]
+        if all(key in known for key in keys):
+            continue
+        yield Retired(tuple(_attack_chunk(lane, chunk, keys, eps, bench, verifier)), 0)
+
+
+def _attack_chunk(
+    lane: Lane, chunk: Samples, keys: Sequence[RowKey], eps: float, bench: Bench, verifier: Verifier
+) -> list[RowResult]:
+    counted = CountedModel(bench.model)
+    x = lane.attack.run(counted, chunk.x, chunk.y, eps, bench.seed)
+    if not isinstance(x, Tensor) or x.shape != chunk.x.shape:
+        raise AttackError(f"{lane.plan.loaded.shown}: the attack returned {getattr(x, 'shape', type(x))}, not {chunk.x.shape}")
+    checked = verifier.check(x.detach(), chunk.x, chunk.y, torch.full((len(chunk),), eps, device=chunk.x.device))
+    share = [round(passes / len(chunk)) for passes in (counted.forwards, counted.backwards)]
+    return [
+        RowResult(key, 0, None, bool(ok), float(d) if ok else None, share[0] + 1, share[1], image_bytes(image) if ok else None)
+        for key, ok, d, image in zip(keys, checked.holds, checked.distance, x, strict=True)
+    ]
+
+
+class CountedModel(torch.nn.Module):
+    """The model as a foreign attack sees it: logits, with passes counted per image from outside."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self._model = [model]  # a list keeps the user's module out of this one's parameters and modes
+        self.forwards = 0
+        self.backwards = 0
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = unwrap(self._model[0](x))
+        self.forwards += len(x)
+        if logits.requires_grad:
+            logits.register_hook(self._backward)
+        return logits
+
+    def _backward(self, grad: Tensor) -> None:
+        self.backwards += len(grad)
+
+
+LANE_KINDS: dict[str, LaneRunner] = {"rows": _rows, "batch": _batch}
+
+
+def check_lane_kinds(lanes: Sequence[Lane]) -> None:
+    """Raises InputError before any work when a lane's kind cannot run."""
+    for lane in lanes:
+        if lane.attack.lane not in LANE_KINDS:
+            raise InputError(f"{lane.plan.loaded.shown}: lanes of kind '{lane.attack.lane}' don't run yet")

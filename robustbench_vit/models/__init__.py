@@ -1,0 +1,1 @@
+"""What timm lacks, registered into timm's registry; building models; loading their weights. No torch here."""

@@ -1,0 +1,162 @@
+"""From cards to a plan: what will run on which samples, and the protocol that makes results comparable. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from robustbench_vit.cards import AlgorithmCard, Loaded, Workspace
+from robustbench_vit.cards.workspace import resolved
+from robustbench_vit.data import Dataset
+from robustbench_vit.errors import InputError
+from robustbench_vit.records.record import canonical, protocol_id
+
+VERIFICATION = {
+    "precision": "IEEE float32",
+    "physical_batch": 16,
+    "budget_tolerance": 1e-6,  # added to eps: rounding of x0 ± eps in float32
+    "box": [0, 1],
+    "criterion": "the largest logit belongs to another class than the label",
+}
+"""How a counted adversarial example is rechecked; part of every protocol."""
+
+SMOKE_SAMPLES = 32
+_SMOKE_LIMITS = {"steps": 4, "queries": 40, "targets": 2, "restarts": 1}
+
+
+@dataclass(frozen=True)
+class LanePlan:
+    """A lane: an attack card in its place in a cascade."""
+
+    loaded: Loaded[AlgorithmCard]
+    resolved: Mapping[str, Any]
+    algorithm_version: int
+    norm: str
+
+    @property
+    def name(self) -> str:
+        """The card's name."""
+        return self.loaded.name
+
+    @property
+    def key(self) -> str:
+        """A hash of everything about the lane that decides a row's result."""
+        deciding = {**self.resolved, "algorithm_version": self.algorithm_version, "norm": self.norm}
+        return hashlib.sha256(canonical(deciding).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class AttackPlan:
+    """An attack card and the lanes it stands for."""
+
+    name: str
+    lanes: tuple[LanePlan, ...]
+    resolved: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one model is evaluated on: attacks × budgets × samples, in this order."""
+
+    attacks: tuple[AttackPlan, ...]
+    norm: str
+    eps: tuple[float, ...]
+    samples: tuple[str, ...]
+    seed: int
+    protocol: Mapping[str, Any]
+
+    @property
+    def protocol_id(self) -> str:
+        """Equal ids may share a table."""
+        return protocol_id(self.protocol)
+
+    @property
+    def smoke(self) -> bool:
+        """Whether this is a smoke profile, whose numbers mean nothing."""
+        return self.protocol["profile"] == "smoke"
+
+
+def make_plan(
+    workspace: Workspace,
+    attacks: Sequence[str],
+    norm: str,
+    eps: Sequence[float],
+    data: Dataset,
+    seed: int,
+    versions: Mapping[str, int],
+    where: str | None = None,
+    smoke: bool = False,
+) -> Plan:
+    """The plan for `data` under the named attack cards.
+
+    `versions` maps algorithms to their versions (they are code, which this module doesn't import). Raises
+    UnknownNameError for cards that don't exist and InputError for budgets that make no sense.
+    """
+    for radius in eps:
+        check_eps(norm, radius, data.x[0].size)
+    plans = tuple(_attack_plan(workspace, name, norm, versions, where, smoke) for name in attacks)
+    protocol = {
+        "schema": 1,
+        "profile": "smoke" if smoke else "full",
+        "policy": "A",  # deterministic, differentiable models: every lane sees the model itself
+        "criterion": "untargeted",
+        "norm": norm,
+        "eps": list(eps),
+        "precision": "float32",
+        "attacks": {plan.name: plan.resolved for plan in plans},
+        "algorithm_versions": {lane.resolved["algorithm"]: lane.algorithm_version for p in plans for lane in p.lanes},
+        "data": data_protocol(data),
+        "verification": VERIFICATION,
+    }
+    return Plan(plans, norm, tuple(eps), data.sample_ids, seed, protocol)
+
+
+def data_protocol(data: Dataset) -> dict[str, Any]:
+    """What identifies the samples."""
+    return {
+        "name": data.name,
+        "split": data.split,
+        "n": len(data),
+        "sample_ids_sha256": hashlib.sha256("\n".join(data.sample_ids).encode()).hexdigest(),
+        "source_sha256": data.source_sha256,
+        "preprocessing": data.preprocessing,
+    }
+
+
+def _attack_plan(
+    workspace: Workspace, name: str, norm: str, versions: Mapping[str, int], where: str | None, smoke: bool
+) -> AttackPlan:
+    loaded = workspace.attack(name, where)
+    lanes = workspace.lanes(name, where)
+    if smoke:
+        lanes = [_shortened(lane) for lane in lanes]
+    whole = resolved(loaded.card, lanes)
+    return AttackPlan(
+        name,
+        tuple(
+            LanePlan(lane, step, versions[lane.card.algorithm], norm)
+            for lane, step in zip(lanes, whole["lanes"], strict=True)
+        ),
+        whole,
+    )
+
+
+def _shortened(lane: Loaded[AlgorithmCard]) -> Loaded[AlgorithmCard]:
+    """The lane with few steps, queries, targets and restarts, for a smoke profile."""
+    card = lane.card
+    cut = {k: min(v, _SMOKE_LIMITS[k]) for k, v in card.settings.items() if k in _SMOKE_LIMITS}
+    return Loaded(lane.name, lane.path, lane.shown, card.model_copy(update=cut))
+
+
+def check_eps(norm: str, eps: float, pixels: int) -> None:
+    """Raises InputError unless `eps` is a sensible radius for images in [0, 1] with this many pixel values."""
+    if not eps > 0:
+        raise InputError(f"eps must be positive, got {eps:g}")
+    if norm == "linf" and eps > 1:
+        raise InputError(f"eps {eps:g} is larger than the whole range of a pixel in [0, 1]; did you mean {eps:g}/255?")
+    if norm == "l2" and eps > pixels**0.5:
+        raise InputError(
+            f"eps {eps:g} in l2 reaches every image in [0, 1] with {pixels} pixel values; did you mean {eps:g}/255?"
+        )

@@ -1,0 +1,98 @@
+"""Progress bars of evaluations: samples decided, robust so far, samples per second, time left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+
+if TYPE_CHECKING:
+    from robustbench_vit.engine.cascade import Progress as Stand
+    from robustbench_vit.records.journal import Batch
+
+
+@dataclass
+class _Line:
+    """One model's line."""
+
+    task: TaskID
+    samples: int
+    started: float = field(default_factory=time.monotonic)
+    work_at_start: float | None = None
+
+
+class Bars:
+    """A line per model that is being evaluated."""
+
+    def __init__(self, console: Console | None = None, smoke: bool = False) -> None:
+        self._console = console or Console(stderr=True)
+        self._smoke = smoke
+        self._lines: dict[str, _Line] = {}
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[stand]}"),
+            console=self._console,
+            transient=True,
+            refresh_per_second=4,
+        )
+
+    def __enter__(self) -> Bars:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def open(self, name: str, samples: int) -> None:
+        """Shows a line for `name`."""
+        task = self._progress.add_task(name, total=1.0, stand="starting")
+        self._lines[name] = _Line(task, samples)
+
+    def update(self, name: str, stand: Stand | None) -> None:
+        """Moves the line of `name`."""
+        if stand is None or name not in self._lines:
+            return
+        line = self._lines[name]
+        if line.work_at_start is None:
+            line.work_at_start = stand.work_done
+        total = stand.work_done + stand.work_left
+        self._progress.update(line.task, completed=stand.work_done / total if total else 1.0, stand=self._words(line, stand))
+
+    def _words(self, line: _Line, stand: Stand) -> str:
+        elapsed = max(time.monotonic() - line.started, 1e-6)
+        done = stand.work_done - (line.work_at_start or 0.0)
+        left = f"{_clock(elapsed * stand.work_left / done)} left" if done > 0 else ""
+        kept = "surviving" if self._smoke else "robust so far"
+        rate = f"{stand.decided / elapsed:.1f} samples/s"
+        return f"{stand.attack} › {stand.lane}: {stand.decided}/{stand.samples} decided, {stand.robust} {kept}, {rate}, {left}"
+
+    def close(self, name: str) -> None:
+        """Takes the line of `name` away."""
+        line = self._lines.pop(name, None)
+        if line is not None:
+            self._progress.remove_task(line.task)
+
+    def say(self, text: str) -> None:
+        """Prints a line above the bars."""
+        self._progress.console.print(text, highlight=False)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+@contextmanager
+def bar(name: str, samples: int) -> Iterator[Callable[[Batch, Stand | None], None]]:
+    """A watcher that shows one model's progress while open."""
+    with Bars() as bars:
+        bars.open(name, samples)
+        yield lambda batch, stand: bars.update(name, stand)

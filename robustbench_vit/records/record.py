@@ -1,0 +1,245 @@
+"""The record of one evaluated model: outcomes with the protocol and the provenance that explain them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from robustbench_vit.errors import InputError, StorageError
+from robustbench_vit.records.outcome import Outcome, Status
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+FORMAT = "robustbench_vit/record/1"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What intake noticed about a model."""
+
+    check: str
+    level: str  # pass, warn or refuse
+    message: str
+
+
+def canonical(value: Any) -> str:
+    """JSON text that is equal for equal values."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def protocol_id(protocol: Mapping[str, Any]) -> str:
+    """Sixteen hexadecimal digits; equal ids may share a table."""
+    return hashlib.sha256(canonical(protocol).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Record:
+    """Everything an evaluation found; summaries are recomputed from the outcomes each time they are asked for."""
+
+    entry: Mapping[str, Any]  # name, model, defense, weights_sha256, parameters, …
+    protocol: Mapping[str, Any]  # what was asked; see plan.py
+    outcomes: tuple[Outcome, ...]
+    findings: tuple[Finding, ...]
+    provenance: Mapping[str, Any]  # git commit, versions, device, width, seed, seconds, …; never compared
+    images: np.ndarray | None = None  # float32 (n, c, h, w): broken samples' adversarial images, else the clean ones
+
+    @property
+    def protocol_id(self) -> str:
+        """See `records.protocol_id`."""
+        return protocol_id(self.protocol)
+
+    def at(self, attack: str | None = None, eps: float | None = None) -> Record:
+        """This record with the outcomes of one attack and one eps only; raises InputError when there are none."""
+        kept = tuple(
+            o for o in self.outcomes if (attack is None or o.attack == attack) and (eps is None or o.eps == eps)
+        )
+        if not kept:
+            held = sorted({(o.attack, o.eps) for o in self.outcomes})
+            raise InputError(f"no outcomes for attack {attack!r} at eps {eps}; the record holds {held}")
+        return dataclasses.replace(self, outcomes=kept)
+
+    def _single(self) -> tuple[Outcome, ...]:
+        held = sorted({(o.attack, o.eps) for o in self.outcomes})
+        if len(held) != 1:
+            raise InputError(f"the record holds several attacks or budgets, {held}; choose with record.at(attack=…, eps=…)")
+        return self.outcomes
+
+    @property
+    def n(self) -> int:
+        """Samples evaluated."""
+        return len({o.sample for o in self.outcomes})
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Share of samples classified correctly without an attack."""
+        wrong = {o.sample for o in self.outcomes if o.status is Status.MISCLASSIFIED}
+        return 1 - len(wrong) / self.n
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Share of samples that no lane broke."""
+        outcomes = self._single()
+        return sum(o.robust for o in outcomes) / len(outcomes)
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Wilson's interval of the robust accuracy over the draw of the test samples."""
+        from robustbench_vit.stats import wilson
+
+        outcomes = self._single()
+        return wilson(sum(o.robust for o in outcomes), len(outcomes), confidence)
+
+    @property
+    def verdicts(self) -> list[str]:
+        """One string per sample: 'misclassified', 'robust' or the name of the lane that broke it."""
+        return [o.verdict for o in self._single()]
+
+    @property
+    def adversarials(self) -> Tensor:
+        """(n, c, h, w) float32: the broken samples' adversarial images, the others' clean ones."""
+        if self.images is None:
+            raise InputError("this record kept no images; evaluate with adversarials=True")
+        import torch
+
+        return torch.from_numpy(self.images)
+
+    def survivors(self, attack: str, eps: float) -> dict[str, int]:
+        """Samples still robust after each lane of an attack, in the order of its lanes."""
+        outcomes = self.at(attack, eps).outcomes
+        left = sum(o.status is not Status.MISCLASSIFIED for o in outcomes)
+        after = {}
+        for lane in self.protocol["attacks"][attack]["lanes"]:
+            left -= sum(o.by == lane["name"] for o in outcomes)
+            after[lane["name"]] = left
+        return after
+
+    def to_frame(self) -> pd.DataFrame:
+        """A line per outcome."""
+        import pandas as pd
+
+        frame = pd.DataFrame([{**dataclasses.asdict(o), "verdict": o.verdict} for o in self.outcomes])
+        first = ["sample", "attack", "norm", "eps", "verdict", "by", "forwards", "backwards", "distance"]
+        return frame[first + [c for c in frame.columns if c not in first]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as JSON values; outcomes by column."""
+        columns = {
+            f.name: [getattr(o, f.name) for o in self.outcomes] for f in dataclasses.fields(Outcome)
+        }
+        return {
+            "format": FORMAT,
+            "entry": dict(self.entry),
+            "protocol_id": self.protocol_id,
+            "protocol": dict(self.protocol),
+            "findings": [dataclasses.asdict(f) for f in self.findings],
+            "outcomes": _folded(columns),
+            "provenance": dict(self.provenance),
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the record as JSON to `path`, images beside it as .safetensors; atomic. Returns the path."""
+        path = Path(path)
+        write_atomic(path, (json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n").encode())
+        if self.images is not None:
+            from safetensors.numpy import save
+
+            write_atomic(path.with_suffix(".safetensors"), save({"adversarials": np.ascontiguousarray(self.images)}))
+        return path
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Record:
+        """The record saved at `path`; raises InputError when it isn't one or was altered."""
+        path = Path(path)
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: not a readable record: {error}") from error
+        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+            raise InputError(f"{path}: not a record of this version; expected \"format\": \"{FORMAT}\"")
+        try:
+            record = _from_dict(raw)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: damaged record: {error!r}") from error
+        if record.protocol_id != raw["protocol_id"]:
+            raise InputError(
+                f"{path}: the protocol does not match its id {raw['protocol_id']} (it hashes to {record.protocol_id});"
+                " the file was altered"
+            )
+        images = path.with_suffix(".safetensors")
+        return dataclasses.replace(record, images=_load_images(images)) if images.is_file() else record
+
+
+def _load_images(path: Path) -> np.ndarray:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)["adversarials"]
+    except (SafetensorError, OSError, KeyError) as error:
+        raise InputError(f"{path}: not the images of a record: {error}") from error
+
+
+def _folded(columns: dict[str, list[Any]]) -> dict[str, Any]:
+    """Columns whose values are all equal as one value: {"n": …, "same": {…}, "each": {…}}."""
+    n = len(next(iter(columns.values())))
+    same = {k: v[0] for k, v in columns.items() if n and all(item == v[0] for item in v)}
+    return {"n": n, "same": same, "each": {k: v for k, v in columns.items() if k not in same}}
+
+
+def _from_dict(raw: Mapping[str, Any]) -> Record:
+    folded = raw["outcomes"]
+    rows = [{**folded["same"], **{k: v[i] for k, v in folded["each"].items()}} for i in range(folded["n"])]
+    return Record(
+        entry=raw["entry"],
+        protocol=raw["protocol"],
+        outcomes=tuple(_outcome(row) for row in rows),
+        findings=tuple(Finding(**f) for f in raw["findings"]),
+        provenance=raw["provenance"],
+    )
+
+
+def _outcome(row: dict[str, Any]) -> Outcome:
+    pair = row["k_of_m"]
+    return Outcome(**{**row, "status": Status(row["status"]), "k_of_m": tuple(pair) if pair else None})
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Writes `content` to `path` so that a reader sees the old file or the whole new one. Raises StorageError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as handle:
+            temporary = Path(handle.name)
+            try:
+                handle.write(content)
+                handle.flush()
+                os.fsync(handle.fileno())
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def same_verdicts(a: Iterable[Outcome], b: Iterable[Outcome]) -> dict[str, list[str]]:
+    """Per attack, the samples whose verdict differs between two sets of outcomes (missing ones differ)."""
+    def by_key(outcomes: Iterable[Outcome]) -> dict[tuple[str, float, str], str]:
+        return {(o.attack, o.eps, o.sample): o.verdict for o in outcomes}
+
+    left, right = by_key(a), by_key(b)
+    differing: dict[str, list[str]] = {}
+    for attack, eps, sample in sorted(left.keys() | right.keys()):
+        if left.get((attack, eps, sample)) != right.get((attack, eps, sample)):
+            differing.setdefault(attack, []).append(sample)
+    return differing

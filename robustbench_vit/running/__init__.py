@@ -1,0 +1,1 @@
+"""Runs boards: entries prepared, worked on by processes, journalled, recorded."""

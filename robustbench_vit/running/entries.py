@@ -1,0 +1,99 @@
+"""From an entry of a board to a model with its weights, and to a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from robustbench_vit.cards import BoardCard, Entry, Loaded, Workspace
+from robustbench_vit.data import Dataset, load_dataset
+from robustbench_vit.defenses.recipe import apply_architecture
+from robustbench_vit.engine.intake import intake
+from robustbench_vit.errors import RobustbenchError, UnknownNameError
+from robustbench_vit.evaluation import Subject, algorithm_versions, make_subject, run_key
+from robustbench_vit.models.build import build_model
+from robustbench_vit.models.normalise import normalised
+from robustbench_vit.models.weights import load_weights
+from robustbench_vit.plan import SMOKE_SAMPLES, Plan, make_plan
+from robustbench_vit.records import Finding
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An entry that passed every check and may run."""
+
+    name: str
+    subject: Subject
+    plan: Plan
+    data: Dataset
+    findings: tuple[Finding, ...]
+
+    @property
+    def key(self) -> str:
+        """Identifies its rows in the journal."""
+        return run_key(self.subject, self.plan)
+
+
+def entry_subject(board: Loaded[BoardCard], entry: Entry, workspace: Workspace) -> Subject:
+    """The entry's model: built, its defense's architecture applied, weights loaded strictly, in eval mode."""
+    card = workspace.defense(entry.defense, board.shown).card
+    model = apply_architecture(card, build_model(entry.model, **entry.model_args))
+    path = weights_path(board, entry)
+    sha256 = load_weights(model, path)
+    if entry.normalise is not None:
+        model = normalised(model, entry.normalise.mean, entry.normalise.std)
+    about = {
+        "name": entry.name,
+        "model": entry.model,
+        "model_args": dict(entry.model_args),
+        "defense": entry.defense,
+        "defense_version": card.version,
+        "weights": entry.weights,
+        "weights_sha256": sha256,
+        "normalise": entry.normalise.model_dump() if entry.normalise else None,
+    }
+    return make_subject(model.eval(), about)
+
+
+def weights_path(board: Loaded[BoardCard], entry: Entry) -> Path:
+    """Where the entry's weights lie: beside the board, in the folder of its name."""
+    return board.path.parent / board.name / entry.weights
+
+
+def board_plan(
+    board: Loaded[BoardCard], workspace: Workspace, n: int | None, smoke: bool, data: Dataset | None = None
+) -> tuple[Plan, Dataset]:
+    """What every entry of the board runs, and on which samples; `n` takes the first n of them."""
+    card = board.card
+    data = data or load_dataset(card.data.name, card.data.split)
+    data = data.first(None if card.data.samples == "all" else card.data.samples)
+    if smoke:
+        n = min(n or SMOKE_SAMPLES, SMOKE_SAMPLES, len(data))
+    data = data.first(n)
+    versions = algorithm_versions(workspace, card.attacks)
+    plan = make_plan(workspace, card.attacks, card.norm, card.eps, data, card.seed, versions, board.shown, smoke)
+    return plan, data
+
+
+def chosen(board: Loaded[BoardCard], names: Sequence[str]) -> list[Entry]:
+    """The entries of these names in the board's order, all when none is named; raises UnknownNameError."""
+    known = [entry.name for entry in board.card.entries]
+    for name in names:
+        if name not in known:
+            raise UnknownNameError("entry", name, known, board.shown)
+    return [entry for entry in board.card.entries if not names or entry.name in names]
+
+
+def prepare(
+    board: Loaded[BoardCard], entry: Entry, workspace: Workspace, plan: Plan, data: Dataset
+) -> Prepared:
+    """The entry, built and looked at; errors name the board and the entry."""
+    try:
+        subject = entry_subject(board, entry, workspace)
+        findings = intake(subject.model, torch.from_numpy(data.x), torch.from_numpy(data.y))
+    except RobustbenchError as error:
+        raise type(error)(f"{board.shown}, entry '{entry.name}': {error}") from error
+    return Prepared(entry.name, subject, plan, data, tuple(findings))
