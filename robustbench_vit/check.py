@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from robustbench_vit.attacks.registry import attack_faults, build_attack
@@ -10,7 +11,7 @@ from robustbench_vit.boards import board_folder
 from robustbench_vit.boards.columns import column_faults
 from robustbench_vit.cards import BoardCard, CascadeCard, Entry, Loaded, Workspace
 from robustbench_vit.cards.workspace import FOLDERS
-from robustbench_vit.errors import CardError, RobustbenchError, UnknownNameError
+from robustbench_vit.errors import CardError, InputError, RobustbenchError, UnknownNameError
 
 
 def check_workspace(workspace: Workspace) -> tuple[int, list[str]]:
@@ -73,10 +74,14 @@ def _caught(check: Callable[[], Any]) -> list[str]:
 def _require_data(card: BoardCard, where: str) -> None:
     from robustbench_vit.data import datasets, load_dataset
 
-    if not card.data.name.endswith(".npz"):
-        datasets.get(card.data.name, where)
+    if card.data.name.endswith(".npz"):
+        return
+    datasets.get(card.data.name, where)
+    try:
         samples = load_dataset(card.data.name, card.data.split)
         samples.first(None if card.data.samples == "all" else card.data.samples)
+    except InputError as error:
+        raise InputError(f"{where}: field 'data': {error}") from error
 
 
 def _require_attack(attack: str, norm: str, workspace: Workspace, where: str) -> None:
@@ -88,9 +93,9 @@ def _entry_faults(entry: Entry, board: Loaded[BoardCard], workspace: Workspace) 
     where = f"{board.shown}, entry '{entry.name}'"
     faults = _caught(lambda: _require_model(entry.model, where))
     faults += _caught(lambda: workspace.defense(entry.defense, where))
-    weights = board_folder(board) / entry.weights
-    if not weights.is_file():
-        faults.append(f"{where}: no weights file at {weights}; `rbvit train` makes one")
+    if not (board_folder(board) / entry.weights).is_file():
+        shown = Path(board.shown).with_suffix("") / entry.weights
+        faults.append(f"{where}: no weights file at {shown.as_posix()}; `rbvit train` makes one")
     if (norm := entry.normalise) and len(norm.mean) != len(norm.std):
         faults.append(f"{where}: normalise has {len(norm.mean)} means and {len(norm.std)} standard deviations")
     return faults

@@ -1,15 +1,15 @@
 """The errors a user can meet, each with what was wrong, where, and what would be right.
 
-    RobustbenchError           anything this package raises on purpose; `exit_code` is what the CLI returns
-    ├── CardError              a card (YAML file) that cannot be used
-    ├── UnknownNameError       a name nobody registered; names the nearest ones
-    ├── InputError             images, labels, budgets or options that cannot be evaluated
-    ├── ModelError             a model that intake refuses (probabilities, NaN, train mode, …)
-    ├── WeightsError           a weights file that is missing, damaged, unsafe or does not fit
-    ├── StorageError           the run's folder cannot be written (full disk, no permission)
-    ├── RunLockedError         another process is working on the same run
-    ├── ProtocolMismatchError  records that may not share a table
-    └── AttackError            an attack broke its contract (its candidate failed a check it must pass)
+RobustbenchError           anything this package raises on purpose; `exit_code` is what the CLI returns
+├── CardError              a card (YAML file) that cannot be used
+├── UnknownNameError       a name nobody registered; names the nearest ones
+├── InputError             images, labels, budgets or options that cannot be evaluated
+├── ModelError             a model that intake refuses (probabilities, NaN, train mode, …)
+├── WeightsError           a weights file that is missing, damaged, unsafe or does not fit
+├── StorageError           the run's folder cannot be written (full disk, no permission)
+├── RunLockedError         another process is working on the same run
+├── ProtocolMismatchError  records that may not share a table
+└── AttackError            an attack broke its contract (its candidate failed a check it must pass)
 """
 
 from __future__ import annotations

@@ -69,9 +69,7 @@ def fingerprint(model: Any) -> str:
 def algorithm_versions(workspace: Workspace, attacks: Sequence[str]) -> dict[str, int]:
     """The version of every algorithm that the attack cards use; raises UnknownNameError for unknown ones."""
     lanes = [lane for name in attacks for lane in workspace.lanes(name)]
-    return {
-        lane.card.algorithm: algorithms.get(lane.card.algorithm, lane.shown).algorithm_version for lane in lanes
-    }
+    return {lane.card.algorithm: algorithms.get(lane.card.algorithm, lane.shown).algorithm_version for lane in lanes}
 
 
 def run_key(subject: Subject, plan: Plan) -> str:
@@ -126,9 +124,7 @@ def placed(model: Any, device: torch.device) -> Iterator[None]:
         model.to(home)
 
 
-def run_plan(
-    plan: Plan, subject: Subject, data: Dataset, bench: Bench, known: Known, watch: Watcher
-) -> list[Finding]:
+def run_plan(plan: Plan, subject: Subject, data: Dataset, bench: Bench, known: Known, watch: Watcher) -> list[Finding]:
     """Computes what `known` doesn't hold yet, telling `watch` of every batch; returns the findings of intake."""
     x = torch.from_numpy(data.x).to(bench.device)
     y = torch.from_numpy(data.y).to(bench.device)
@@ -166,8 +162,13 @@ def complete(plan: Plan, known: Known) -> bool:
 
 
 def make_record(
-    plan: Plan, subject_entry: Mapping[str, Any], data: Dataset, known: Known, findings: Sequence[Finding],
-    run: Mapping[str, Any], images: bool,
+    plan: Plan,
+    subject_entry: Mapping[str, Any],
+    data: Dataset,
+    known: Known,
+    findings: Sequence[Finding],
+    run: Mapping[str, Any],
+    images: bool,
 ) -> Record:
     """The record of a finished run; `run` adds to its provenance (device, width, workers, …)."""
     return Record(
@@ -273,7 +274,9 @@ def evaluate(
             keep = _both(keep, stack.enter_context(bar(subject.entry["name"], len(data))))
         if out is not None:
             if not isinstance(model, nn.Module):
-                raise InputError("a run that can be resumed needs an nn.Module: a plain callable has no weights to know it by")
+                raise InputError(
+                    "a run that can be resumed needs an nn.Module: a plain callable has no weights to know it by"
+                )
             journal = stack.enter_context(open_journal(Path(out)))
             run = journal.run(run_key(subject, plan), subject.entry["name"])
             known = journal.known(run)

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
+    from robustbench_vit.defenses.checkpoint import EpochLog
     from robustbench_vit.engine.cascade import Progress as Stand
     from robustbench_vit.records.journal import Batch
 
@@ -63,7 +64,9 @@ class Bars:
         if line.work_at_start is None:
             line.work_at_start = stand.work_done
         total = stand.work_done + stand.work_left
-        self._progress.update(line.task, completed=stand.work_done / total if total else 1.0, stand=self._words(line, stand))
+        self._progress.update(
+            line.task, completed=stand.work_done / total if total else 1.0, stand=self._words(line, stand)
+        )
 
     def _words(self, line: _Line, stand: Stand) -> str:
         elapsed = max(time.monotonic() - line.started, 1e-6)
@@ -91,8 +94,30 @@ def _clock(seconds: float) -> str:
 
 
 @contextmanager
-def bar(name: str, samples: int) -> Iterator[Callable[[Batch, Stand | None], None]]:
+def training_bar(name: str) -> Iterator[Callable[[EpochLog], None]]:
+    """A watcher of training that shows epochs, loss, clean and robust accuracy of the training batches."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[stand]}"),
+    )
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), refresh_per_second=4) as shown:
+        task = shown.add_task(name, total=None, stand="starting")
+
+        def watch(log: EpochLog) -> None:
+            robust = "" if log.robust_accuracy is None else f", robust {100 * log.robust_accuracy:.1f} %"
+            words = (
+                f"epoch {log.epoch}/{log.epochs}, loss {log.loss:.3f}, clean {100 * log.clean_accuracy:.1f} %{robust}"
+            )
+            shown.update(task, total=log.epochs, completed=log.epoch, stand=words)
+
+        yield watch
+
+
+@contextmanager
+def bar(name: str, samples: int, smoke: bool = False) -> Iterator[Callable[[Batch, Stand | None], None]]:
     """A watcher that shows one model's progress while open."""
-    with Bars() as bars:
+    with Bars(smoke=smoke) as bars:
         bars.open(name, samples)
         yield lambda batch, stand: bars.update(name, stand)

@@ -63,6 +63,12 @@ class Noise:
         """float32 (row, *shape), -1 or +1 with equal chance."""
         return torch.where(self.uniform(shape, stream, step) < 0.5, -1.0, 1.0)
 
+    def uniform_ahead(self, shape: tuple[int, ...], stream: int, first: Tensor, steps: int) -> Tensor:
+        """float32 (row, steps, *shape): what `uniform` gives for the steps first (row,), first + 1, … in one go."""
+        step = first.unsqueeze(1) + torch.arange(steps, device=first.device)
+        keys = self.keys.repeat_interleave(steps, dim=0)
+        return Noise(keys).uniform(shape, stream, step.flatten()).view(len(first), steps, *shape)
+
     def take(self, rows: Tensor) -> Noise:
         """The draws of some of the rows (int64 positions)."""
         return Noise(self.keys[rows])

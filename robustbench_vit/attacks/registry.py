@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import pkgutil
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, ValidationError
@@ -22,12 +24,7 @@ settings = pydantic_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra
 algorithms: Registry[type[Any]] = Registry(
     "algorithm",
     "robustbench_vit.attacks",
-    (
-        "robustbench_vit.attacks.pgd",
-        "robustbench_vit.attacks.apgd",
-        "robustbench_vit.attacks.fab",
-        "robustbench_vit.attacks.square",
-    ),
+    tuple(f"{__package__}.{module.name}" for module in pkgutil.iter_modules([str(Path(__file__).parent)])),
 )
 
 

@@ -101,7 +101,9 @@ class RowAttack(Protocol[S]):
     access: ClassVar[Access]
     norms: ClassVar[tuple[str, ...]]
     algorithm_version: ClassVar[int]
-    stop: ClassVar[Literal["first", "exhausted"]]  # a sample is decided at its first success, or when rows are exhausted
+    stop: ClassVar[
+        Literal["first", "exhausted"]
+    ]  # a sample is decided at its first success, or when rows are exhausted
 
     def restarts(self) -> int:
         """Independent runs per target."""

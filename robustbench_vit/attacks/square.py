@@ -21,8 +21,10 @@ from robustbench_vit.cards import Number
 
 START, TILE_TURNS, WINDOW = 0, 1, 2  # noise streams
 SHARE_HALVES_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries; not rescaled to the budget
-MAX_SKIPS = 6
-"""Proposals of one row that may be found to change nothing in one step before it waits for the next step."""
+DRAWS_AHEAD = 64
+"""Queries whose draws are made in one go; they don't depend on the image."""
+LOOK_AHEAD = 8
+"""At most so many of a row's next proposals are looked at in one step, to skip those that change nothing."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class SquareState:
     loss: Tensor  # (row,) its margin, max_{j≠y} z_j - z_y
     asked: Tensor  # int64 (row,) proposals decided so far, the start included
     found: Tensor  # bool (row,)
+    draws: Tensor  # (row, DRAWS_AHEAD, k) uniforms for the proposals from number `draws_from` on
+    draws_from: Tensor  # int64 (row,)
 
 
 @algorithms.register("square")
@@ -79,11 +83,18 @@ class Square:
             loss=torch.full((rows,), -torch.inf, dtype=start.x0.dtype, device=device),
             asked=torch.zeros(rows, dtype=torch.int64, device=device),
             found=torch.zeros(rows, dtype=torch.bool, device=device),
+            draws=torch.zeros(rows, DRAWS_AHEAD, self._draws(start.x0), device=device),
+            draws_from=torch.full((rows,), -DRAWS_AHEAD, dtype=torch.int64, device=device),
         )
+
+    def _draws(self, x0: Tensor) -> int:
+        """Uniforms per proposal: corners, a turn (l2) and a sign per channel."""
+        return (2 if self.norm == "linf" else 5) + x0.shape[1]
 
     def step(self, state: SquareState, oracles: Oracles, noise: Noise) -> SquareState:
         """One query of every row that has a proposal worth asking about."""
-        x, asked, rows = self._proposals(state, noise)
+        state = self._drawn(state, noise)
+        x, asked, rows = self._proposals(state)
         if len(rows) == 0:
             return dataclasses.replace(state, asked=asked)
         logits = oracles.target.scores(x, rows)
@@ -98,44 +109,59 @@ class Square:
             found=state.found.index_copy(0, rows, state.found[rows] | wrong),
         )
 
-    def _proposals(self, state: SquareState, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
+    def _drawn(self, state: SquareState, noise: Noise) -> SquareState:
+        """The state with draws for at least the next LOOK_AHEAD proposals of every row."""
+        if bool((state.asked + LOOK_AHEAD <= state.draws_from + DRAWS_AHEAD).all()):
+            return state
+        draws = noise.uniform_ahead((state.draws.shape[2],), WINDOW, state.asked, DRAWS_AHEAD)
+        return dataclasses.replace(state, draws=draws, draws_from=state.asked)
+
+    def _proposals(self, state: SquareState) -> tuple[Tensor, Tensor, Tensor]:
         """Images worth a query (m, c, h, w), the count of decided proposals (row,), and whose they are (m,)."""
+        rows, ahead = len(state.x), min(LOOK_AHEAD, max(4096 // state.x[0].numel(), 1))
+        query = state.asked.unsqueeze(1) + torch.arange(ahead, device=state.x.device)  # (row, ahead)
+        draws = state.draws.gather(1, self._positions(state, query))
         propose = _repaint if self.norm == "linf" else _move_mass
-        x, asked = state.x.clone(), state.asked.clone()
-        pending = torch.arange(len(x), device=x.device)
-        worth = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        for _ in range(MAX_SKIPS):
-            now = asked[pending]
-            side = self._side(now - 1, state.x0.shape)
-            proposal = propose(_Rows(state, pending), side, noise.take(pending), now)
-            asked[pending] += 1
-            is_start = now == 0
-            proposal = pick(is_start, state.x[pending], proposal)
-            changes = is_start | (proposal != state.x[pending]).flatten(1).any(1)
-            x[pending[changes]] = proposal[changes]
-            worth[pending[changes]] = True
-            pending = pending[~changes & (asked[pending] <= self.queries)]
-            if len(pending) == 0:
-                break
-        rows = worth.nonzero().flatten()
-        return x[rows], asked, rows
+        each = torch.arange(rows, device=state.x.device).repeat_interleave(ahead)
+        side = self._side(query.flatten() - 1, state.x0.shape)
+        proposals = propose(_Rows(state, each), side, draws.flatten(0, 1)).view(rows, ahead, *state.x.shape[1:])
+
+        is_start = query[:, 0] == 0
+        worth = (proposals != state.x.unsqueeze(1)).flatten(2).any(2) & (query > 0) & (query <= self.queries)
+        worth[:, 0] |= is_start
+        asks = worth.any(1)
+        first = worth.int().argmax(1)
+        x = pick(is_start, state.x, proposals[torch.arange(rows, device=state.x.device), first])
+        decided = torch.where(is_start, 1, torch.where(asks, first + 1, ahead))
+        which = asks.nonzero().flatten()
+        return x[which], (state.asked + decided).clamp_max(self.queries + 1), which
+
+    def _positions(self, state: SquareState, query: Tensor) -> Tensor:
+        """(row, ahead, k): where the draws of these queries stand in `draws`."""
+        position = query - state.draws_from.unsqueeze(1)
+        return position.unsqueeze(2).expand(*query.shape, state.draws.shape[2])
 
     def _side(self, query: Tensor, shape: torch.Size) -> Tensor:
-        """int64 (row,): the window's side for each row's query number, counted from 0."""
-        height, width = shape[2:]
-        sides = []
-        for halvings in range(len(SHARE_HALVES_AFTER) + 1):
-            side = round(math.sqrt(self.initial_share / 2**halvings * height * width))
-            side = max(side, 1) if self.norm == "linf" else max(side, 3) // 2 * 2 + 1
-            sides.append(min(side, height, width))
-        after = torch.tensor(SHARE_HALVES_AFTER, device=query.device)
-        return torch.tensor(sides, device=query.device)[torch.bucketize(query, after)]
+        """int64 (m,): the window's side for each query number, counted from 0."""
+        sides, after = _side_table(self.norm, self.initial_share, *shape[2:], str(query.device))
+        return sides[torch.bucketize(query, after)]
 
     def finished(self, state: SquareState) -> Tensor:
         return state.asked > self.queries
 
     def best(self, state: SquareState) -> Candidates:
         return Candidates(state.x, state.found, NORMS[self.norm].size(state.x - state.x0))
+
+
+@lru_cache(maxsize=16)
+def _side_table(norm: str, share: float, h: int, w: int, device: str) -> tuple[Tensor, Tensor]:
+    """The sides in the order they are used, and the query numbers after which the next one begins."""
+    sides = []
+    for halvings in range(len(SHARE_HALVES_AFTER) + 1):
+        side = round(math.sqrt(share / 2**halvings * h * w))
+        side = max(side, 1) if norm == "linf" else max(side, 3) // 2 * 2 + 1
+        sides.append(min(side, h, w))
+    return torch.tensor(sides, device=device), torch.tensor(SHARE_HALVES_AFTER, device=device)
 
 
 class _Rows:
@@ -152,10 +178,9 @@ def _stripes(x0: Tensor, eps: Tensor, noise: Noise) -> Tensor:
     return (x0 + spread(eps, x0) * signs).clamp(0, 1)
 
 
-def _repaint(rows: _Rows, side: Tensor, noise: Noise, query: Tensor) -> Tensor:
+def _repaint(rows: _Rows, side: Tensor, draw: Tensor) -> Tensor:
     """The best point with ±2 eps per channel added in a random window, clipped to the ball and the box."""
     _, c, h, w = rows.x0.shape
-    draw = noise.uniform((2 + c,), WINDOW, query)
     window = _window(_corner(draw[:, 0], h, side), _corner(draw[:, 1], w, side), side, h, w)
     signs = torch.where(draw[:, 2:] < 0.5, -1.0, 1.0).to(rows.x0.dtype)
     x = rows.x + 2 * rows.eps * window.unsqueeze(1) * signs.view(-1, c, 1, 1)
@@ -175,10 +200,9 @@ def _window(top: Tensor, left: Tensor, side: Tensor, h: int, w: int) -> Tensor:
     return down.unsqueeze(2) & across.unsqueeze(1)
 
 
-def _move_mass(rows: _Rows, side: Tensor, noise: Noise, query: Tensor) -> Tensor:
+def _move_mass(rows: _Rows, side: Tensor, draw: Tensor) -> Tensor:
     """The l2 proposal: the change of a second window is moved into a bump on the first, at full length eps."""
     _, c, h, w = rows.x0.shape
-    draw = noise.uniform((5 + c,), WINDOW, query)
     top, left, top2, left2 = (
         _corner(draw[:, 0], h, side),
         _corner(draw[:, 1], w, side),

@@ -1,15 +1,15 @@
 """The columns a board's card may name, and what each shows of a record.
 
-    entry, model, defense     what stands on the card
-    clean                     share classified correctly without an attack
-    ATTACK                    share that survives every lane of the attack
-    ATTACK:interval           the same with its interval
-    ATTACK:survivors          a column for each lane: samples still robust after it
-    ATTACK:forwards           model passes per sample, a mean over all samples
-    ATTACK:backwards
-    ATTACK:seconds            wall time of the attack
-    seconds                   wall time of all the board's attacks
-    parameters                of the model
+entry, model, defense     what stands on the card
+clean                     share classified correctly without an attack
+ATTACK                    share that survives every lane of the attack
+ATTACK:interval           the same with its interval
+ATTACK:survivors          a column for each lane: samples still robust after it
+ATTACK:forwards           model passes per sample, a mean over all samples
+ATTACK:backwards
+ATTACK:seconds            wall time of the attack
+seconds                   wall time of all the board's attacks
+parameters                of the model
 """
 
 from __future__ import annotations
@@ -140,9 +140,7 @@ def _at(attack: str, part: str, eps: float, card: BoardCard, lanes: Sequence[str
 
         return [Column(key, f"{attack}{suffix} % [{100 * card.confidence:g} %]", Kind.INTERVAL, estimate)]
     if part in ("forwards", "backwards"):
-        return [
-            Column(key, f"{part}{suffix}", Kind.MEAN, lambda entry, record: _mean(record.at(attack, eps), part))
-        ]
+        return [Column(key, f"{part}{suffix}", Kind.MEAN, lambda entry, record: _mean(record.at(attack, eps), part))]
     return [Column(key, f"{key} %", Kind.SHARE, lambda entry, record: record.at(attack, eps).robust_accuracy)]
 
 

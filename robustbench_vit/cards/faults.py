@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
-
-from robustbench_vit.errors import nearest
 
 
 def describe(
@@ -28,10 +28,21 @@ def _line(fault: Any, where: str, fields_at: Mapping[str, Iterable[str]], within
         return f"{where}: unknown field '{name}'{_did_you_mean(place, fields_at)}"
     if fault["type"] in ("missing", "missing_keyword_only_argument", "missing_argument"):
         return f"{where}: missing field '{name}'; a card states every setting"
-    message = fault["msg"].removeprefix("Value error, ").removeprefix("Input s").removeprefix("Input ")
-    message = "s" + message if fault["msg"].startswith("Input should") else message
-    got = "" if "got " in message else f", got {fault['input']!r}"
+    message = _message(fault)
+    got = "" if "got " in message or repr(fault["input"]) in message else f", got {fault['input']!r}"
     return f"{where}: field '{name}': {message}{got}" if name else f"{where}: {message}"
+
+
+def _message(fault: Any) -> str:
+    """Pydantic's message as the rest of a sentence about the field."""
+    if fault["type"] == "too_short":
+        return f"should have at least {fault['ctx']['min_length']} item"
+    if fault["type"] in ("model_type", "dict_type"):
+        return "should be a mapping such as {name: …}"
+    return _SUBJECT.sub("should", fault["msg"].removeprefix("Value error, "))
+
+
+_SUBJECT = re.compile(r"^(Input|String|List) should")
 
 
 def _is_union_tag(part: Any) -> bool:
@@ -41,5 +52,5 @@ def _is_union_tag(part: Any) -> bool:
 
 def _did_you_mean(place: list[str], fields_at: Mapping[str, Iterable[str]]) -> str:
     parent = ".".join(part for part in place[:-1] if not part.isdigit())
-    close = nearest(place[-1], fields_at.get(parent, ()))
-    return f"; did you mean '{close}'?" if close else ""
+    close = difflib.get_close_matches(place[-1], list(fields_at.get(parent, ())), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""

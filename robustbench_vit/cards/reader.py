@@ -63,7 +63,7 @@ def _yaml_fault(error: yaml.MarkedYAMLError, shown: str) -> str:
     where = f"{shown}, line {mark.line + 1}" if mark else shown
     problem = error.problem or "not valid YAML"
     if "could not determine a constructor for the tag" in problem:
-        tag = problem.split("'")[1] if "'" in problem else "?"
+        tag = problem.split("'")[1].replace("tag:yaml.org,2002:", "!!") if "'" in problem else "?"
         return f"{where}: YAML tag '{tag}' is not allowed: cards hold settings, never code"
     if isinstance(error, _Fault):
         return f"{where}: {problem}"

@@ -44,6 +44,13 @@ class AlgorithmCard(Card):
 
     algorithm: StrictStr
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_budget(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and (found := [name for name in ("norm", "eps", "seed") if name in fields]):
+            raise ValueError(f"'{found[0]}' is no setting of an attack; boards and commands give it, so leave it out")
+        return fields
+
     @property
     def settings(self) -> dict[str, Any]:
         """Every field that belongs to the algorithm."""
@@ -74,6 +81,12 @@ class DefenseCard(Card):
     augment: Component | None
 
 
+def _all_or_a_number(value: Any) -> Any:
+    if value == "all" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError(f"expected 'all' or how many samples to take, got {value!r}")
+
+
 class DataChoice(BaseModel):
     """Which samples a board is about."""
 
@@ -81,7 +94,7 @@ class DataChoice(BaseModel):
 
     name: StrictStr
     split: StrictStr
-    samples: Literal["all"] | Annotated[StrictInt, Field(ge=1)]
+    samples: Annotated[Literal["all"] | int, BeforeValidator(_all_or_a_number)]
 
 
 class Normalisation(BaseModel):
@@ -101,7 +114,7 @@ def _name_of_file(value: Any) -> Any:
 
 
 class Entry(BaseModel):
-    """A row of a board: a model with its defense and weights. Without `normalise`, images enter the model as they are."""
+    """A row of a board: a model with its defense and weights; without `normalise`, images enter it as they are."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

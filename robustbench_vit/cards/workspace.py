@@ -35,7 +35,7 @@ _FIELDS_AT = {
         "entries.normalise": tuple(Normalisation.model_fields),
     },
     "defense": {"": (*DefenseCard.model_fields, "extends")},
-    "attack": {"": (*AlgorithmCard.model_fields, *CascadeCard.model_fields, "extends")},
+    "attack": {"": (*CascadeCard.model_fields, "extends")},  # an algorithm's fields are checked when it is built
 }
 
 
@@ -74,7 +74,9 @@ class Workspace:
         for layer in self.layers:
             for path in sorted((layer / FOLDERS[kind]).glob("*.yaml")):
                 if path.stem in found:
-                    faults.append(f"{kind} '{path.stem}' stands twice: {found[path.stem]} and {path}; rename one of them")
+                    faults.append(
+                        f"{kind} '{path.stem}' stands twice: {found[path.stem]} and {path}; rename one of them"
+                    )
                 found.setdefault(path.stem, path)
         return found, faults
 
@@ -141,7 +143,7 @@ class Workspace:
         return self._read(kind, files[name])
 
     def _shown(self, path: Path) -> str:
-        for layer in self.layers:
+        for layer in reversed(self.layers):  # a user's folder may lie inside the built-in one
             if path.resolve().is_relative_to(layer.resolve()):
                 return path.resolve().relative_to(layer.resolve()).as_posix()
         return str(path)

@@ -39,7 +39,9 @@ def table(
     workspace = state(context).workspace
     loaded = workspace.board(board)
     if check:
-        _report(stale(loaded, workspace, records), loaded.name)
+        _report(
+            stale(loaded, workspace, records), loaded.name if records is None else f"{loaded.name} --records {records}"
+        )
     elif write:
         changed = publish(loaded, workspace, records)
         typer.echo("\n".join(f"wrote {path}" for path in changed) or "everything is fresh")
@@ -47,12 +49,12 @@ def table(
         typer.echo(render(board_table(loaded, workspace, records), form.value), nl=False)
 
 
-def _report(faults: list[str], board: str) -> None:
-    """Prints what is stale and exits with 1, or says that nothing is."""
+def _report(faults: list[str], arguments: str) -> None:
+    """Prints what is stale and exits with 1, or says that nothing is; `arguments` are those that make it fresh."""
     if not faults:
         typer.echo("everything is fresh")
         return
     for fault in faults:
         typer.echo(fault, err=True)
-    typer.echo(f"stale; run: rbvit table {board} --write", err=True)
+    typer.echo(f"stale; run: rbvit table {arguments} --write", err=True)
     raise typer.Exit(1)

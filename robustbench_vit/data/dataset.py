@@ -15,9 +15,7 @@ from robustbench_vit.registry import Registry
 Loader = Callable[[str], "Dataset"]
 """From a split's name to its samples."""
 
-datasets: Registry[Loader] = Registry(
-    "dataset", "robustbench_vit.datasets", ("robustbench_vit.data.digits",)
-)
+datasets: Registry[Loader] = Registry("dataset", "robustbench_vit.datasets", ("robustbench_vit.data.digits",))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -19,15 +20,17 @@ def _source() -> tuple[np.ndarray, np.ndarray]:
     """Images (1797, 8, 8) uint8 with values 0..16 and labels (1797,) uint8, checked against SOURCE_SHA256."""
     from sklearn.datasets import load_digits
 
-    bunch = load_digits()
+    bunch: Any = load_digits()
     images, labels = bunch.images.astype(np.uint8), bunch.target.astype(np.uint8)
     digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
     if digest != SOURCE_SHA256:
-        raise InputError(f"scikit-learn's digits changed: sha256 {digest}, expected {SOURCE_SHA256}; results would not compare")
+        raise InputError(
+            f"scikit-learn's digits changed: sha256 {digest}, expected {SOURCE_SHA256}; results would not compare"
+        )
     return images, labels
 
 
-def test_positions(images: np.ndarray, labels: np.ndarray, samples: int = TEST_SAMPLES) -> np.ndarray:
+def positions_of_test(images: np.ndarray, labels: np.ndarray, samples: int) -> np.ndarray:
     """Positions of the stratified test split, ascending.
 
     Each class gives its share of `samples` (largest remainders), taken in the order of the images' sha256: no
@@ -37,7 +40,7 @@ def test_positions(images: np.ndarray, labels: np.ndarray, samples: int = TEST_S
     shares = counts * samples / counts.sum()
     quota = np.floor(shares).astype(int)
     quota[np.argsort(-(shares - quota), kind="stable")[: samples - quota.sum()]] += 1
-    chosen: list[int] = []
+    chosen: list[np.intp] = []
     for label, take in zip(classes, quota, strict=True):
         positions = np.flatnonzero(labels == label)
         chosen += sorted(positions, key=lambda p: hashlib.sha256(images[p].tobytes()).digest())[:take]
@@ -50,7 +53,7 @@ def digits(split: str) -> Dataset:
     if split not in ("train", "test"):
         raise InputError(f"digits has the splits 'train' and 'test', not '{split}'")
     images, labels = _source()
-    test = test_positions(images, labels)
+    test = positions_of_test(images, labels, TEST_SAMPLES)
     positions = test if split == "test" else np.setdiff1d(np.arange(len(labels)), test)
     return Dataset(
         name="digits",

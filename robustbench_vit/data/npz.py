@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,7 @@ def load_npz(path: Path) -> Dataset:
     """
     if not path.is_file():
         raise InputError(f"no data file at {path}")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not a readable .npz file of plain arrays: {error}") from error
+    found = _read(path)
     if missing := {"x", "y"} - set(found):
         raise InputError(f"{path}: no array {', '.join(sorted(missing))}; it has {', '.join(sorted(found)) or 'none'}")
     x, y = found["x"], found["y"]
@@ -43,10 +40,23 @@ def load_npz(path: Path) -> Dataset:
     )
 
 
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """The arrays in the file; raises InputError unless it is a whole archive of plain arrays."""
+    try:
+        with zipfile.ZipFile(path):
+            pass  # np.load would read other formats too, pickles among them, whatever the file is called
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path}: not a readable .npz file of plain arrays: {error}") from error
+
+
 def _has_index(found: dict[str, np.ndarray]) -> bool:
     """Whether the file numbers its samples (array `index`, one distinct integer each)."""
     index = found.get("index")
-    return index is not None and index.shape == found["y"].shape and len(np.unique(index)) == len(index)
+    if index is None or index.shape != found["y"].shape or not np.issubdtype(index.dtype, np.integer):
+        return False
+    return len(np.unique(index)) == len(index)
 
 
 def check_arrays(x: np.ndarray, y: np.ndarray, where: str) -> None:

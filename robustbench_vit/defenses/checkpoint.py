@@ -33,13 +33,14 @@ class EpochLog:
 
 
 def claim(out: Path, run: dict[str, Any]) -> None:
-    """Marks `out` as the folder of `run` (what decides its result). Raises InputError when it belongs to another run."""
+    """Marks `out` as the folder of `run`, which is what decides the result; raises InputError when it has another."""
     path = out / RUN
     if path.is_file():
         there = json.loads(path.read_text(encoding="utf-8"))
         if differing := sorted(key for key in {*run, *there} if run.get(key) != there.get(key)):
+            what = ", ".join(differing)
             raise InputError(
-                f"{out} holds a training run with another {', '.join(differing)}; choose another folder, or remove that one"
+                f"{out} holds a training run with another {what}; choose another folder, or remove that one"
             )
         return
     write_atomically(path, json.dumps(run, indent=2, sort_keys=True).encode() + b"\n")

@@ -57,7 +57,9 @@ class PGDAdversarialTraining:
         """The inner attack's card; raises CardError unless it is a PGD."""
         loaded = workspace.attack(self.attack, f"{where}: field 'loss.attack'")
         if not isinstance(loaded.card, AlgorithmCard) or loaded.card.algorithm != "pgd":
-            raise CardError(f"{where}: field 'loss.attack': the inner attack is a card of algorithm 'pgd', not '{self.attack}'")
+            raise CardError(
+                f"{where}: field 'loss.attack': the inner attack is a card of algorithm 'pgd', not '{self.attack}'"
+            )
         return loaded
 
     def bind(self, workspace: Workspace, where: str) -> AdversarialLoss:
@@ -82,7 +84,7 @@ class AdversarialLoss:
         return LossValue(loss, clean_correct, _correct(logits, batch.y))
 
     def _adversarial(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-        """The attacked images (row, c, h, w), and how many clean ones the model gets right. Leaves the mode as it was."""
+        """The attacked images (row, c, h, w), and how many clean ones are classified right; the mode comes back."""
         training = model.training
         model.train(self.settings.mode == "train")
         try:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robustbench_vit.cards import Number
 from robustbench_vit.defenses.registry import register, settings
-from robustbench_vit.diagnostics.operator_norm import Order, WeightLayer, extreme_entries
+from robustbench_vit.diagnostics.operator_norm import Order, WeightLayer, extreme_entries, input_sizes
 
 
 @register("regulariser", "norm-decay")
@@ -66,30 +66,3 @@ class RunningNormDecay:
     def restore(self, state: dict[str, Tensor]) -> None:
         for pulled in self.layers:
             pulled.pull = state[pulled.path].to(pulled.layer.weight.device)
-
-
-def input_sizes(model: nn.Module, image: Tensor) -> dict[str, tuple[WeightLayer, tuple[int, ...]]]:
-    """Every Linear and Conv that runs on `image` (1, c, h, w), by path, with the spatial size of its input.
-
-    One forward pass in eval mode with hooks, which are removed again; the model's mode comes back.
-    """
-    found: dict[str, tuple[WeightLayer, tuple[int, ...]]] = {}
-
-    def noting(path: str):
-        def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            size = () if isinstance(layer, nn.Linear) else tuple(inputs[0].shape[2:])
-            found[path] = (layer, size)  # type: ignore[assignment]
-
-        return note
-
-    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    hooks = [m.register_forward_pre_hook(noting(path)) for path, m in model.named_modules() if isinstance(m, kinds)]
-    training = model.training
-    try:
-        with torch.no_grad():
-            model.eval()(image)
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
-    return found

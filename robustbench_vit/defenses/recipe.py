@@ -48,7 +48,9 @@ class Recipe:
 
 
 def build_recipe(loaded: Loaded[DefenseCard], workspace: Workspace) -> Recipe:
-    """The recipe a card describes; raises CardError or UnknownNameError for the first part that is wrong."""
+    """The recipe a card describes; raises CardError with every fault of its parts and their settings."""
+    if faults := defense_faults(loaded, workspace):
+        raise CardError(faults)
     card, where = loaded.card, loaded.shown
     parts = {place: build_part(kind, part, where, place) for kind, part, place in _components(card)}
     loss = parts[("loss",)]
@@ -66,9 +68,12 @@ def build_recipe(loaded: Loaded[DefenseCard], workspace: Workspace) -> Recipe:
     )
 
 
-def apply_architecture(recipe: Recipe, model: nn.Module) -> nn.Module:
-    """The model as the recipe trains it: trained weights fit this one. May change `model` in place."""
-    return model if recipe.architecture is None else recipe.architecture.apply(model)
+def apply_architecture(recipe: Recipe | DefenseCard, model: nn.Module) -> nn.Module:
+    """The model as the recipe (or card) trains it: trained weights fit this one. May change `model` in place."""
+    change = recipe.architecture
+    if isinstance(change, Component):
+        change = build_part("architecture", change, "the defense card", ("architecture",))
+    return model if change is None else change.apply(model)
 
 
 def defense_faults(loaded: Loaded[DefenseCard], workspace: Workspace) -> list[str]:

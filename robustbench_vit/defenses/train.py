@@ -1,8 +1,9 @@
 """The one training loop.
 
-All randomness is derived from (seed, epoch): the order of samples and their augmentation from an explicit generator, the
-inner attack's noise from keys, and dropout layers, which know the global generator only, from that one inside a scope
-that puts it back. A run that was killed goes on after its last whole epoch and ends with the same bits.
+All randomness is derived from (seed, epoch): the order of samples and their augmentation from an explicit generator,
+the inner attack's noise from keys, and dropout layers, which know the global generator only, from that one inside a
+scope that puts it back. A run that was killed goes on after its last whole epoch and ends with the same bits, on the
+same kind of machine with the same number of threads.
 """
 
 from __future__ import annotations

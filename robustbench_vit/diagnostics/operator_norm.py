@@ -20,6 +20,7 @@ from robustbench_vit.errors import InputError
 
 Order = Literal["l1", "linf"]
 WeightLayer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 _CONVOLUTIONS = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
 
@@ -51,6 +52,33 @@ def extreme_entries(layer: WeightLayer, input_size: Sequence[int], ord: Order) -
         total = _taking_part(layer, probe, input_size, ord, first)
         (mask,) = torch.autograd.grad(total, probe)
     return mask
+
+
+def input_sizes(model: nn.Module, image: Tensor) -> dict[str, tuple[WeightLayer, tuple[int, ...]]]:
+    """Every Linear and Conv that runs on `image` (1, c, h, w), by path, with the spatial size of its input.
+
+    One forward pass in eval mode with hooks, which are removed again; the model's mode comes back.
+    """
+    found: dict[str, tuple[WeightLayer, tuple[int, ...]]] = {}
+
+    def noting(path: str):
+        def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            size = () if isinstance(layer, nn.Linear) else tuple(inputs[0].shape[2:])
+            found[path] = (layer, size)  # type: ignore[assignment]
+
+        return note
+
+    layers = [(path, layer) for path, layer in model.named_modules() if isinstance(layer, WEIGHT_LAYERS)]
+    hooks = [layer.register_forward_pre_hook(noting(path)) for path, layer in layers]
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(image)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return found
 
 
 def _taking_part(layer: WeightLayer, weight: Tensor, input_size: Sequence[int], ord: Order, first: Tensor) -> Tensor:
@@ -93,10 +121,12 @@ def _check(layer: nn.Module, input_size: Sequence[int], ord: str) -> None:
         raise InputError(f"layer norms are exact for zero padding; this {kind} pads with '{layer.padding_mode}'")
     if len(input_size) != len(layer.kernel_size):
         raise InputError(f"a {kind} needs {len(layer.kernel_size)} input sizes, got {tuple(input_size)}")
+    reach = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
     if isinstance(layer.padding, str):
-        padding = [d * (k - 1) if layer.padding == "same" else 0 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        padding = [r - 1 if layer.padding == "same" else 0 for r in reach]
     else:
         padding = [2 * p for p in layer.padding]
-    reach = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
     if any(n < 1 or n + p < r for n, p, r in zip(input_size, padding, reach, strict=True)):
-        raise InputError(f"inputs of size {tuple(input_size)} are too small for this {kind} (kernel {layer.kernel_size})")
+        raise InputError(
+            f"inputs of size {tuple(input_size)} are too small for this {kind}, kernel {layer.kernel_size}"
+        )

@@ -146,7 +146,11 @@ class Cascade:
         left += sum(survivors * _work(later, classes) for later in stage.lanes[number + 1 :])
         left += len(undecided) * sum(_work(later, classes) for s in self._after(stage) for later in s.lanes)
         total = len(self._plan.samples)
-        decided = total - survivors if number + 1 < len(stage.lanes) else total - (len(states) - sum(s is not None for _, s in states))
+        decided = (
+            total - survivors
+            if number + 1 < len(stage.lanes)
+            else total - (len(states) - sum(s is not None for _, s in states))
+        )
         self.progress = Progress(stage.plan.name, lane.plan.name, decided, survivors, total, self._work_done, left)
 
     def _note_end(self, stage: Stage, undecided: Sequence[int]) -> None:

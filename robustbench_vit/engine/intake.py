@@ -34,7 +34,11 @@ def check_samples(x: Any, y: Any) -> None:
         raise InputError("x holds NaN or infinite pixels")
     low, high = float(x.min()), float(x.max())
     if low < 0 or high > 1:
-        hint = "divide by 255?" if high > 2 and low >= 0 else "undo the normalisation and use rbv.normalised(model, mean, std)"
+        hint = (
+            "divide by 255?"
+            if high > 2 and low >= 0
+            else "undo the normalisation and use rbv.normalised(model, mean, std)"
+        )
         raise InputError(f"x ranges from {low:g} to {high:g}; expected pixels in [0, 1] ({hint})")
     if int(y.min()) < 0:
         raise InputError(f"y holds the label {int(y.min())}; classes are numbered from 0")
@@ -59,7 +63,9 @@ def _eval_mode(model: Any) -> Finding:
         training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
         if training:
             shown = ", ".join(training[:3]) + (", …" if len(training) > 3 else "")
-            raise ModelError(f"the model is in train mode ({shown}): dropout and batch statistics would be on; call model.eval()")
+            raise ModelError(
+                f"the model is in train mode ({shown}): dropout and batch statistics would be on; call model.eval()"
+            )
     return Finding("eval-mode", "pass", "no module is in train mode")
 
 
@@ -98,12 +104,16 @@ def _classes(output: Tensor, y: Tensor) -> Finding:
     if classes < 2:
         raise ModelError("the model has one output; expected logits for at least two classes")
     if largest >= classes:
-        raise ModelError(f"the model has {classes} classes, but the labels go up to {largest}: wrong model or wrong data")
+        raise ModelError(
+            f"the model has {classes} classes, but the labels go up to {largest}: wrong model or wrong data"
+        )
     return Finding("classes", "pass", f"labels 0..{largest} fit {classes} classes")
 
 
 def _not_probabilities(output: Tensor) -> Finding:
     in_range = bool(((output >= 0) & (output <= 1)).all())
     if in_range and bool(((output.sum(1) - 1).abs() < SUM_TOLERANCE).all()):
-        raise ModelError("the model returns probabilities; gradients of saturated ones vanish. Return logits: drop the softmax")
+        raise ModelError(
+            "the model returns probabilities; gradients of saturated ones vanish. Return logits: drop the softmax"
+        )
     return Finding("not-probabilities", "pass", "outputs are not probabilities")

@@ -123,11 +123,15 @@ def _attack_chunk(
     counted = CountedModel(bench.model)
     x = lane.attack.run(counted, chunk.x, chunk.y, eps, bench.seed)
     if not isinstance(x, Tensor) or x.shape != chunk.x.shape:
-        raise AttackError(f"{lane.plan.loaded.shown}: the attack returned {getattr(x, 'shape', type(x))}, not {chunk.x.shape}")
+        raise AttackError(
+            f"{lane.plan.loaded.shown}: the attack returned {getattr(x, 'shape', type(x))}, not {chunk.x.shape}"
+        )
     checked = verifier.check(x.detach(), chunk.x, chunk.y, torch.full((len(chunk),), eps, device=chunk.x.device))
     share = [round(passes / len(chunk)) for passes in (counted.forwards, counted.backwards)]
     return [
-        RowResult(key, 0, None, bool(ok), float(d) if ok else None, share[0] + 1, share[1], image_bytes(image) if ok else None)
+        RowResult(
+            key, 0, None, bool(ok), float(d) if ok else None, share[0] + 1, share[1], image_bytes(image) if ok else None
+        )
         for key, ok, d, image in zip(keys, checked.holds, checked.distance, x, strict=True)
     ]
 

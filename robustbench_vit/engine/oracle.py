@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,21 +12,31 @@ from torch import Tensor, nn
 
 from robustbench_vit.attacks.rows import Access, Gradient, Objective
 
-LADDER = (8, 16, 32, 64, 128, 256, 512, 1024)
-"""Physical batch sizes. Few fixed shapes keep a row's result independent of how many neighbours it has."""
+SMALLEST = 8
+"""No physical batch is smaller: below that, matrix products take other paths and round differently."""
 
 
-def pieces(rows: int, largest: int) -> list[tuple[int, int]]:
+def ladder(device: torch.device, largest: int) -> list[int]:
+    """Physical batch sizes, ascending; few fixed shapes, so that a row's result doesn't depend on its neighbours.
+
+    Powers of two on an accelerator, where a shape may cost a compilation. On a CPU shapes are cheap and an additional
+    call is not, so every multiple of eight.
+    """
+    if device.type == "cpu":
+        return list(range(SMALLEST, max(largest, SMALLEST) + 1, SMALLEST))
+    return [2**k for k in range(3, 20) if 2**k <= max(largest, SMALLEST)]
+
+
+def pieces(rows: int, sizes: Sequence[int]) -> list[tuple[int, int]]:
     """How a batch of `rows` is cut: (rows in the piece, its physical size ≥ that), largest first.
 
-    A piece is padded only when that adds at most a sixteenth, or to reach the smallest size.
+    A piece is padded to the next size when that adds at most a sixteenth or eight rows.
     """
-    sizes = [size for size in LADDER if size <= largest] or [LADDER[0]]
     cut = []
     while rows > 0:
-        size = next((s for s in sizes if rows <= s <= rows * 17 / 16), None)
+        size = next((s for s in sizes if s >= rows and s - rows < max(rows // 16, SMALLEST)), None)
         if size is None:
-            size = next((s for s in reversed(sizes) if s <= rows), sizes[0])
+            size = next(s for s in reversed(sizes) if s <= max(rows, SMALLEST))
         cut.append((min(rows, size), size))
         rows -= cut[-1][0]
     return cut
@@ -79,7 +89,7 @@ class Oracle:
     def __init__(self, model: Any, device: torch.device | str = "cpu", largest: int = 256) -> None:
         self._model = model
         self.device = torch.device(device)
-        self._largest = largest
+        self._sizes = ladder(self.device, largest)
         self.passes = Passes(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
 
     def count(self, rows: int) -> None:
@@ -96,7 +106,7 @@ class Oracle:
         """(m, classes) without a gradient; one forward pass counted for each row."""
         outputs, begin = [], 0
         with torch.no_grad():
-            for size, physical in pieces(len(x), self._largest):
+            for size, physical in pieces(len(x), self._sizes):
                 piece = _padded(x[begin : begin + size], physical)
                 outputs.append(unwrap(self._model(piece))[:size])
                 begin += size
@@ -107,7 +117,7 @@ class Oracle:
     def gradient(self, x: Tensor, objective: Objective, rows: Tensor | None = None) -> Gradient:
         """Logits, objective and its gradient at `x`; one forward and one backward pass counted for each row."""
         answers, begin = [], 0
-        for size, physical in pieces(len(x), self._largest):
+        for size, physical in pieces(len(x), self._sizes):
             at = torch.arange(begin, begin + size, device=x.device)
             answers.append(self._gradient(x[begin : begin + size], physical, objective, at))
             begin += size

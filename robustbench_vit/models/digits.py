@@ -52,15 +52,15 @@ class DigitsCNN(nn.Module):
 
 @register_model
 def digits_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Vision Transformer for 8×8 grey images: 2×2 patches, 4 blocks of width 64, average pooling."""
+    """Vision Transformer for 8×8 grey images: 2×2 patches, 3 blocks of width 64, average pooling."""
     settings = {
         "img_size": 8,
         "patch_size": 2,
         "in_chans": 1,
         "num_classes": 10,
         "embed_dim": 64,
-        "depth": 4,
-        "num_heads": 4,
+        "depth": 3,
+        "num_heads": 2,
         "mlp_ratio": 2,
         "class_token": False,
         "global_pool": "avg",

@@ -29,9 +29,7 @@ class Normalised(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1] != len(self.mean):
-            raise InputError(
-                f"the images have {x.shape[1]} channels, the normalisation {len(self.mean)} (mean and std, one per channel)"
-            )
+            raise InputError(f"the images have {x.shape[1]} channels, the normalisation {len(self.mean)}")
         return self.model((x - self.mean) / self.std)
 
 

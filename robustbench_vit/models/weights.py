@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import pickle
 import tempfile
@@ -52,9 +53,23 @@ def save_weights(model: nn.Module, path: Path | str, metadata: Mapping[str, str]
     Raises StorageError when the folder cannot be written.
     """
     state = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
-    data = safetensors_bytes(state, dict(metadata or {}))
+    data = _sorted_header(safetensors_bytes(state, dict(metadata or {})))
     write_atomically(Path(path), data)
     return hashlib.sha256(data).hexdigest()
+
+
+def _sorted_header(data: bytes) -> bytes:
+    """The same safetensors file with its header's metadata sorted: the library writes it in random order.
+
+    A file is 8 bytes of header length (little endian), a JSON header padded with spaces, and the tensors.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    if "__metadata__" in header:
+        header = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -87,7 +102,7 @@ def _read(path: Path) -> bytes:
     if not data:
         raise WeightsError(f"{path}: the file is empty")
     if data[:512].lstrip().startswith(b"<"):
-        raise WeightsError(f"{path}: this is a web page, not weights (an error page saved by a download?); download it again")
+        raise WeightsError(f"{path}: this is a web page, not weights (saved by a download that failed?)")
     return data
 
 
@@ -143,7 +158,7 @@ def _check_fit(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> Non
     if shapes:
         faults.append(f"wrong shapes: {_some(shapes)}")
     if faults:
-        raise WeightsError(f"{path}: these weights are not of this model ({type(model).__name__}); " + "; ".join(faults))
+        raise WeightsError(f"{path}: weights of another model than this {type(model).__name__}; " + "; ".join(faults))
     if bad := [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]:
         raise WeightsError(f"{path}: holds NaN or infinite weights in {_some(bad)}")
 

@@ -91,7 +91,8 @@ class Journal:
             "INSERT INTO clean VALUES (?, ?, ?, ?)", [(run, c.sample, c.correct, c.logits) for c in batch.clean]
         )
         self._db.executemany(
-            "INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [_row_values(run, row) for row in batch.rows]
+            "INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [_row_values(run, row) for row in batch.rows],
         )
         self._db.execute(
             "INSERT INTO spent VALUES (?, ?, ?, ?) ON CONFLICT (run, attack) DO UPDATE SET"
@@ -169,7 +170,9 @@ def open_journal(folder: Path) -> Iterator[Journal]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("a+")
     except OSError as error:
-        raise StorageError(f"cannot write to {folder}: {error.strerror or error}; choose another folder with --out") from error
+        raise StorageError(
+            f"cannot write to {folder}: {error.strerror or error}; choose another folder with --out"
+        ) from error
     with lock:
         _take_lock(lock, folder)
         journal = Journal(folder / "journal.sqlite")
@@ -186,7 +189,9 @@ def _take_lock(lock: IO[str], folder: Path) -> None:
         lock.seek(0)
         holder = lock.read().strip()
         by = f" by process {json.loads(holder)['pid']}" if holder.startswith("{") else ""
-        raise RunLockedError(f"{folder} is being run{by}; wait for it, stop it, or choose another folder with --out") from None
+        raise RunLockedError(
+            f"{folder} is being run{by}; wait for it, stop it, or choose another folder with --out"
+        ) from None
     lock.seek(0)
     lock.truncate()
     lock.write(json.dumps({"pid": os.getpid()}))

@@ -72,7 +72,9 @@ class Record:
     def _single(self) -> tuple[Outcome, ...]:
         held = sorted({(o.attack, o.eps) for o in self.outcomes})
         if len(held) != 1:
-            raise InputError(f"the record holds several attacks or budgets, {held}; choose with record.at(attack=…, eps=…)")
+            raise InputError(
+                f"the record holds several attacks or budgets, {held}; choose with record.at(attack=…, eps=…)"
+            )
         return self.outcomes
 
     @property
@@ -133,9 +135,7 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON values; outcomes by column."""
-        columns = {
-            f.name: [getattr(o, f.name) for o in self.outcomes] for f in dataclasses.fields(Outcome)
-        }
+        columns = {f.name: [getattr(o, f.name) for o in self.outcomes] for f in dataclasses.fields(Outcome)}
         return {
             "format": FORMAT,
             "entry": dict(self.entry),
@@ -165,7 +165,7 @@ class Record:
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: not a readable record: {error}") from error
         if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-            raise InputError(f"{path}: not a record of this version; expected \"format\": \"{FORMAT}\"")
+            raise InputError(f'{path}: not a record of this version; expected "format": "{FORMAT}"')
         try:
             record = _from_dict(raw)
         except (KeyError, TypeError, ValueError) as error:
@@ -234,6 +234,7 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 def same_verdicts(a: Iterable[Outcome], b: Iterable[Outcome]) -> dict[str, list[str]]:
     """Per attack, the samples whose verdict differs between two sets of outcomes (missing ones differ)."""
+
     def by_key(outcomes: Iterable[Outcome]) -> dict[tuple[str, float, str], str]:
         return {(o.attack, o.eps, o.sample): o.verdict for o in outcomes}
 

@@ -54,7 +54,9 @@ class LaneSpec:
     turns: int
 
 
-def credited(lane: LaneSpec, eps: float, sample: str, rows: Mapping[RowKey, RowResult]) -> tuple[list[RowResult], bool | None]:
+def credited(
+    lane: LaneSpec, eps: float, sample: str, rows: Mapping[RowKey, RowResult]
+) -> tuple[list[RowResult], bool | None]:
     """The rows of a sample in one lane that count, and whether they decide it.
 
     Rows count in the order of their turns up to the first success, exactly as if they had run one after another,

@@ -58,7 +58,9 @@ def run_folder(board: Loaded[BoardCard], options: RunOptions) -> Path:
     return Path("runs") / (f"{board.name}-smoke" if options.smoke else board.name)
 
 
-def run_board(board: Loaded[BoardCard], workspace: Workspace, options: RunOptions, bars: Bars | None = None) -> BoardRun:
+def run_board(
+    board: Loaded[BoardCard], workspace: Workspace, options: RunOptions, bars: Bars | None = None
+) -> BoardRun:
     """Evaluates the board's entries, or what is left of them.
 
     Raises RobustbenchError for bad input before any work starts, and Interrupted (exit code 130) on Ctrl-C.
@@ -140,7 +142,9 @@ class _Session:
     def _record(self, item: Prepared) -> None:
         ran = {
             "device": self._options.device,
-            "width": make_bench(None, find_device(self._options.device, None), self._options.width, 0, item.data.x[0].size).pool.width,
+            "width": make_bench(
+                None, find_device(self._options.device, None), self._options.width, 0, item.data.x[0].size
+            ).pool.width,
             "workers": self._workers(len(self._numbers)),
             "threads": 1,
         }

@@ -87,13 +87,13 @@ def chosen(board: Loaded[BoardCard], names: Sequence[str]) -> list[Entry]:
     return [entry for entry in board.card.entries if not names or entry.name in names]
 
 
-def prepare(
-    board: Loaded[BoardCard], entry: Entry, workspace: Workspace, plan: Plan, data: Dataset
-) -> Prepared:
+def prepare(board: Loaded[BoardCard], entry: Entry, workspace: Workspace, plan: Plan, data: Dataset) -> Prepared:
     """The entry, built and looked at; errors name the board and the entry."""
     try:
         subject = entry_subject(board, entry, workspace)
         findings = intake(subject.model, torch.from_numpy(data.x), torch.from_numpy(data.y))
     except RobustbenchError as error:
-        raise type(error)(f"{board.shown}, entry '{entry.name}': {error}") from error
+        named = RobustbenchError(f"{board.shown}, entry '{entry.name}': {error}")
+        named.exit_code = error.exit_code
+        raise named from error
     return Prepared(entry.name, subject, plan, data, tuple(findings))

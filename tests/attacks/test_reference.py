@@ -42,8 +42,8 @@ class Draws:
     def signs(self, shape, stream, step=0):
         return self._signs(shape, stream, step)
 
-    def take(self, rows):
-        return self
+    def uniform_ahead(self, shape, stream, first, steps):
+        return torch.stack([self.uniform(shape, stream, first + i) for i in range(steps)], dim=1)
 
 
 def small_net(dtype: torch.dtype) -> nn.Module:
@@ -173,7 +173,9 @@ def test_square_follows_the_reference_on_one_image(float64, norm, seed):
     net = small_net(float64)
     x, y = samples(net, 1, float64)
     eps = 0.4 * EPS[norm]  # too small to succeed, so that the whole search is compared
-    reference = SquareAttack(net, norm=REFERENCE_NORM[norm], n_queries=queries, eps=eps, seed=seed, resc_schedule=False, device="cpu")
+    reference = SquareAttack(
+        net, norm=REFERENCE_NORM[norm], n_queries=queries, eps=eps, seed=seed, resc_schedule=False, device="cpu"
+    )
     reference.init_hyperparam(x)
     drawn = _recorded(reference)
     torch.manual_seed(seed)
@@ -222,7 +224,7 @@ def _replay(drawn: dict[str, list], norm: str, shape: torch.Size) -> Draws:
         start_signs, later_signs = drawn["signs"][0].view(1, c, 1, w), drawn["signs"][1:]
 
         def uniform(_, __, query):
-            i = int(query.clamp_min(1)) - 1
+            i = min(max(int(query) - 1, 0), len(later_signs) - 1)
             return torch.cat([*drawn["ints"][2 * i : 2 * i + 2], 0.5 + later_signs[i].flatten() / 4]).view(1, -1)
 
         return Draws(uniform=uniform, signs=lambda *_: start_signs)
@@ -234,7 +236,7 @@ def _replay(drawn: dict[str, list], norm: str, shape: torch.Size) -> Draws:
     def uniform_l2(asked, _, query):
         if len(asked) == 2:
             return turns
-        i = int(query.clamp_min(1)) - 1
+        i = min(max(int(query) - 1, 0), len(drawn["ints"]) // 4 - 1)
         signs = 0.5 + drawn["signs"][tiles + i].flatten() / 4
         return torch.cat([*drawn["ints"][4 * i : 4 * i + 4], drawn["turns"][tiles + i], signs]).view(1, -1)
 

@@ -29,7 +29,14 @@ FIELDS: dict[str, Any] = {
     "weight_average": None,
     "augment": None,
 }
-PGD_AT = {"name": "pgd-at", "attack": "pgd-10-train", "norm": "linf", "eps": 0.1, "eps_warmup_epochs": 1, "mode": "eval"}
+PGD_AT = {
+    "name": "pgd-at",
+    "attack": "pgd-10-train",
+    "norm": "linf",
+    "eps": 0.1,
+    "eps_warmup_epochs": 1,
+    "mode": "eval",
+}
 
 
 @pytest.fixture(autouse=True)

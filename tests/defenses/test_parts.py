@@ -50,7 +50,8 @@ def test_the_inner_attack_stays_in_the_ball_and_the_box_and_raises_the_loss(work
     attack = build_attack(workspace.attack("pgd-10-train"), "linf")
     x = perturb(attack, net, seen, 0.1)
     assert (x - seen.x).abs().max() <= 0.1 + 1e-6
-    assert x.min() >= 0 and x.max() <= 1
+    assert x.min() >= 0
+    assert x.max() <= 1
     assert F.cross_entropy(net(x), seen.y) > F.cross_entropy(net(seen.x), seen.y)
     assert not x.requires_grad
 
@@ -74,7 +75,8 @@ def test_the_model_is_attacked_in_the_stated_mode_and_trained_in_train_mode(work
     assert attacked == [mode == "train"] * 10
     assert clean is False
     assert trained == [True]
-    assert net.training and all(p.requires_grad for p in net.parameters())
+    assert net.training
+    assert all(p.requires_grad for p in net.parameters())
 
 
 def test_the_adversarial_loss_is_that_of_the_last_point(workspace):
@@ -102,7 +104,10 @@ def test_schedules():
 
 @pytest.mark.parametrize(
     "optimiser",
-    [SGD(lr=0.1, momentum=0.0, nesterov=False, weight_decay=0.5), AdamW(lr=0.1, beta1=0.9, beta2=0.99, weight_decay=0.5)],
+    [
+        SGD(lr=0.1, momentum=0.0, nesterov=False, weight_decay=0.5),
+        AdamW(lr=0.1, beta1=0.9, beta2=0.99, weight_decay=0.5),
+    ],
     ids=["sgd", "adamw"],
 )
 def test_weight_decay_leaves_biases_alone(optimiser):

@@ -9,7 +9,7 @@ from torch import nn
 
 from robustbench_vit.cards import Workspace, open_workspace
 from robustbench_vit.defenses.recipe import apply_architecture, build_recipe, defense_faults
-from robustbench_vit.errors import CardError, UnknownNameError
+from robustbench_vit.errors import CardError
 from robustbench_vit.models.build import build_model
 from robustbench_vit.models.ic_layer import IC
 from tests.defenses.conftest import FIELDS, PGD_AT
@@ -39,45 +39,45 @@ def changed(part: str, **changes):
 
 BROKEN = [
     (
-        dict(loss={**PGD_AT, "step": 3}),
-        ["defenses/test.yaml: unknown field 'loss.step'"],
+        {"loss": {**PGD_AT, "eps_warm_epochs": 3}},
+        ["defenses/test.yaml: unknown field 'loss.eps_warm_epochs'; did you mean 'eps_warmup_epochs'?"],
     ),
     (
-        dict(optimiser=changed("optimiser", wieght_decay=0.1)),
+        {"optimiser": changed("optimiser", wieght_decay=0.1)},
         ["defenses/test.yaml: unknown field 'optimiser.wieght_decay'; did you mean 'weight_decay'?"],
     ),
     (
-        dict(optimiser=changed("optimiser", lr=-1, beta1=None)),
+        {"optimiser": changed("optimiser", lr=-1, beta1=None)},
         [
             "defenses/test.yaml: field 'optimiser.lr': should be greater than 0, got -1",
             "defenses/test.yaml: missing field 'optimiser.beta1'; a card states every setting",
         ],
     ),
     (
-        dict(regularisers=[{"name": "norm-decay", "norm": "l2", "beta": 1e-3, "mu": 0.5}]),
+        {"regularisers": [{"name": "norm-decay", "norm": "l2", "beta": 1e-3, "mu": 0.5}]},
         ["defenses/test.yaml: field 'regularisers.0.norm': should be 'l1' or 'linf', got 'l2'"],
     ),
     (
-        dict(regularisers=[{"name": "norm-decay", "norm": "l1", "bta": 1e-3, "mu": 0.5}]),
+        {"regularisers": [{"name": "norm-decay", "norm": "l1", "bta": 1e-3, "mu": 0.5}]},
         [
             "defenses/test.yaml: missing field 'regularisers.0.beta'; a card states every setting",
             "defenses/test.yaml: unknown field 'regularisers.0.bta'; did you mean 'beta'?",
         ],
     ),
     (
-        dict(schedule={"name": "cosinus"}),
+        {"schedule": {"name": "cosinus"}},
         ["defenses/test.yaml: field 'schedule.name': unknown schedule 'cosinus'; did you mean 'cosine'?"],
     ),
     (
-        dict(loss={**PGD_AT, "attack": "pgd-10-trian"}),
+        {"loss": {**PGD_AT, "attack": "pgd-10-trian"}},
         ["defenses/test.yaml: field 'loss.attack': unknown attack 'pgd-10-trian'; did you mean 'pgd-10-train'?"],
     ),
     (
-        dict(loss={**PGD_AT, "attack": "autoattack"}),
+        {"loss": {**PGD_AT, "attack": "autoattack"}},
         ["defenses/test.yaml: field 'loss.attack': the inner attack is a card of algorithm 'pgd', not 'autoattack'"],
     ),
     (
-        dict(weight_average=1.5),
+        {"weight_average": 1.5},
         ["defenses/test.yaml: field 'weight_average': should lie between 0 and 1, got 1.5"],
     ),
 ]
@@ -87,9 +87,9 @@ BROKEN = [
 def test_every_fault_is_named(card, workspace, changes, faults):
     loaded = card(**changes)
     assert sorted(defense_faults(loaded, workspace)) == sorted(faults)
-    with pytest.raises((CardError, UnknownNameError)) as caught:
+    with pytest.raises(CardError) as caught:
         build_recipe(loaded, workspace)
-    assert str(caught.value).splitlines()[0] in faults
+    assert sorted(caught.value.faults) == sorted(faults)
 
 
 def test_faults_of_all_parts_come_together(card, workspace):
@@ -106,6 +106,15 @@ def test_the_digest_is_of_the_settings_and_not_of_the_prose(recipe):
 
 def test_the_digest_knows_the_inner_attack(recipe):
     assert recipe(loss=PGD_AT).digest != recipe(loss={**PGD_AT, "attack": "pgd-20"}).digest
+
+
+def test_a_card_alone_is_enough_to_rebuild_the_architecture(card, recipe):
+    ic = {"name": "ic-layer", "dropout": 0.1}
+    by_card = apply_architecture(card(architecture=ic).card, build_model("digits_cnn"))
+    by_recipe = apply_architecture(recipe(architecture=ic), build_model("digits_cnn"))
+    assert list(by_card.state_dict()) == list(by_recipe.state_dict())
+    model = build_model("digits_cnn")
+    assert apply_architecture(card().card, model) is model
 
 
 def test_the_architecture_is_rebuilt(recipe):

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from robustbench_vit.diagnostics.operator_norm import extreme_entries, operator_norm
+from robustbench_vit.diagnostics.operator_norm import extreme_entries, input_sizes, operator_norm
 from robustbench_vit.errors import InputError
+from robustbench_vit.models.build import build_model
 
 
 def fact_weight(layer: nn.Module) -> None:
@@ -30,13 +31,19 @@ def dense(layer: nn.Module, size: tuple[int, ...]) -> torch.Tensor:
         return layer(basis).flatten(1).T
 
 
+RECTANGULAR = {"in_channels": 2, "out_channels": 2, "kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 0)}
 FACTS = [
-    (dict(in_channels=3, out_channels=2, kernel_size=3, stride=1, padding=1), (8, 8), 13.00, 18.75),
-    (dict(in_channels=3, out_channels=2, kernel_size=3, stride=2, padding=1), (8, 8), 7.25, 18.75),
-    (dict(in_channels=2, out_channels=3, kernel_size=3, stride=1, padding=1), (3, 3), 18.75, 12.50),
-    (dict(in_channels=2, out_channels=2, kernel_size=1, stride=1, padding=0), (5, 5), 2.00, 1.75),
-    (dict(in_channels=3, out_channels=4, kernel_size=5, stride=2, padding=2), (8, 8), 24.75, 51.50),
-    (dict(in_channels=2, out_channels=2, kernel_size=(3, 2), stride=(2, 1), padding=(1, 0)), (7, 6), 5.50, 8.75),
+    ({"in_channels": 3, "out_channels": 2, "kernel_size": 3, "stride": 1, "padding": 1}, (8, 8), 13.00, 18.75),
+    ({"in_channels": 3, "out_channels": 2, "kernel_size": 3, "stride": 2, "padding": 1}, (8, 8), 7.25, 18.75),
+    ({"in_channels": 2, "out_channels": 3, "kernel_size": 3, "stride": 1, "padding": 1}, (3, 3), 18.75, 12.50),
+    ({"in_channels": 2, "out_channels": 2, "kernel_size": 1, "stride": 1, "padding": 0}, (5, 5), 2.00, 1.75),
+    ({"in_channels": 3, "out_channels": 4, "kernel_size": 5, "stride": 2, "padding": 2}, (8, 8), 24.75, 51.50),
+    (
+        {"in_channels": 2, "out_channels": 2, "kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 0)},
+        (7, 6),
+        5.50,
+        8.75,
+    ),
 ]
 
 
@@ -48,7 +55,7 @@ def test_published_facts(settings, size, l1, linf):
     assert operator_norm(layer, size, "linf") == pytest.approx(linf, abs=1e-5)
 
 
-RANDOM = [
+RANDOM = [  # every stride, padding, group and dilation; then what the published code gets wrong
     (nn.Conv2d(4, 6, 3, stride=s, padding=p, groups=g, dilation=d), (7, 5))
     for s, p, g, d in itertools.product((1, 2, 3), (0, 1, 2), (1, 2), (1, 2))
 ] + [
@@ -84,16 +91,15 @@ def test_norms_and_entries_equal_those_of_the_dense_matrix(layer, size):
         assert marked in [sorted(line[line != 0].tolist()) for line in lines]
 
 
-@pytest.mark.parametrize("settings", [dict(stride=2, padding=1), dict(groups=2, padding=2), dict(dilation=2)])
+@pytest.mark.parametrize("settings", [{"stride": 2, "padding": 1}, {"groups": 2, "padding": 2}, {"dilation": 2}])
 def test_l1_norm_is_the_linf_norm_of_the_adjoint(settings):
     torch.manual_seed(0)
     layer = nn.Conv2d(4, 6, 3, **settings).double()
     x = torch.zeros(1, 4, 8, 8, dtype=torch.float64)
-    y = F.conv2d(x, layer.weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
-    missing = [8 - ((n - 1) * s - 2 * p + d * 2 + 1) for n, s, p, d in zip(y.shape[2:], layer.stride, layer.padding, layer.dilation)]
-    adjoint = F.conv_transpose2d(
-        torch.ones_like(y), layer.weight.abs(), None, layer.stride, layer.padding, missing, layer.groups, layer.dilation
-    )
+    s, p, d = settings.get("stride", 1), settings.get("padding", 0), settings.get("dilation", 1)
+    ones = torch.ones_like(layer(x).detach())
+    missing = 8 - ((ones.shape[2] - 1) * s - 2 * p + 2 * d + 1)  # input pixels no output is made from
+    adjoint = F.conv_transpose2d(ones, layer.weight.detach().abs(), None, s, p, missing, layer.groups, d)
     assert operator_norm(layer, (8, 8), "l1") == pytest.approx(float(adjoint.max()), rel=1e-12)
 
 
@@ -113,7 +119,8 @@ def test_nothing_of_the_layer_changes():
     operator_norm(layer, (8, 8), "l1")
     extreme_entries(layer, (8, 8), "linf")
     assert torch.equal(layer.weight, before)
-    assert layer.weight.grad is None and layer.weight.requires_grad
+    assert layer.weight.grad is None
+    assert layer.weight.requires_grad
 
 
 @pytest.mark.parametrize(
@@ -131,3 +138,14 @@ def test_what_has_no_exact_norm_is_refused(layer, size, ord, message):
         operator_norm(layer, size, ord)
     with pytest.raises(InputError, match=message):
         extreme_entries(layer, size, ord)
+
+
+def test_input_sizes_come_from_one_forward_and_no_hook_stays():
+    model = build_model("digits_cnn").train()
+    sizes = {path: size for path, (_, size) in input_sizes(model, torch.zeros(1, 1, 8, 8)).items()}
+    assert sizes["stem"] == (8, 8)
+    assert sizes["blocks.1.shortcut"] == (8, 8)
+    assert sizes["blocks.2.conv1"] == (4, 4)
+    assert sizes["head"] == ()
+    assert model.training
+    assert not any(module._forward_pre_hooks for module in model.modules())

@@ -37,6 +37,12 @@ def test_what_is_saved_is_loaded_and_hashed(tmp_path: Path):
     assert [p.name for p in path.parent.iterdir()] == ["w.safetensors"]  # no temporary file stays
 
 
+def test_the_same_weights_are_the_same_bytes(tmp_path: Path):
+    words = {f"key{i}": str(i) for i in range(20)}
+    hashes = {save_weights(model(1), tmp_path / f"{i}.safetensors", words) for i in range(5)}
+    assert len(hashes) == 1
+
+
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -143,7 +149,7 @@ def test_weights_of_another_model_name_every_difference(tmp_path: Path):
     with pytest.raises(WeightsError) as caught:
         load_weights(target, tmp_path / "w.safetensors")
     message = str(caught.value)
-    assert "not of this model (Sequential)" in message
+    assert "weights of another model than this Sequential; " in message
     assert "missing: 2.weight; unexpected: 9.weight" in message
     assert "wrong shapes: 0.weight is (4, 5), the model has (4, 3)" in message
     assert same(target, model())

@@ -6,7 +6,7 @@ import hashlib
 import re
 from pathlib import Path
 
-from robustbench_vit.boards.render import FORMATS, render
+from robustbench_vit.boards.formats import FORMATS, render
 from robustbench_vit.boards.table import Table, build_table
 from robustbench_vit.cards import BoardCard, Loaded, Workspace
 from robustbench_vit.cards.workspace import builtin_layer
@@ -22,7 +22,12 @@ def board_folder(board: Loaded[BoardCard]) -> Path:
 
 def load_records(folder: Path) -> dict[str, Record]:
     """The records in `folder` by the name of their file (an entry's name); none when there is no such folder."""
-    return {path.stem: Record.load(path) for path in sorted(folder.glob("*.json"))}
+    return {path.stem: Record.load(path) for path in _record_files(folder)}
+
+
+def _record_files(folder: Path) -> list[Path]:
+    """The folder's records; a table may stand beside them."""
+    return [path for path in sorted(folder.glob("*.json")) if path.name != "table.json"]
 
 
 def board_table(board: Loaded[BoardCard], workspace: Workspace, records: Path | None = None) -> Table:
@@ -36,7 +41,8 @@ def publish(board: Loaded[BoardCard], workspace: Workspace, records: Path | None
     """Writes the tables of a board and returns the files that changed.
 
     Tables of the board's own records stand in the board's folder, and the README above it shows them between
-    `<!-- board:NAME -->` and `<!-- /board -->`. Tables of other `records` (a folder) stand beside that folder.
+    `<!-- board:NAME -->` and `<!-- /board -->`. Tables of other `records` (a folder) stand in that folder, or beside it
+    when it is called records.
     Raises InputError for a board inside an installed package, which is never written to.
     """
     changed = []
@@ -101,7 +107,7 @@ def _stray_records(board: Loaded[BoardCard], records: Path | None) -> list[str]:
     entries = {entry.name for entry in board.card.entries}
     return [
         f"{path}: {board.shown} has no entry '{path.stem}'"
-        for path in sorted(folder.glob("*.json"))
+        for path in _record_files(folder)
         if path.stem not in entries
     ]
 

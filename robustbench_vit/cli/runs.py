@@ -1,0 +1,118 @@
+"""rbvit run, plan: a board evaluated, or what that would take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from robustbench_vit.cards import BoardCard, Loaded, Workspace
+from robustbench_vit.cli.app import app, state
+from robustbench_vit.errors import InputError
+
+if TYPE_CHECKING:
+    from robustbench_vit.running.board import BoardRun, RunOptions
+
+BoardArgument = Annotated[str, typer.Argument(help="A board's name, or the path of its card.")]
+EntryOption = Annotated[
+    list[str] | None, typer.Option("--entry", metavar="NAME", help="Only this entry; may be given several times.")
+]
+SamplesOption = Annotated[int | None, typer.Option("--n", min=1, help="Only the first N samples.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, …")]
+WidthOption = Annotated[
+    int | None, typer.Option("--width", min=1, help="Rows that run at a time; changes no verdict. Default: automatic.")
+]
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    board: BoardArgument,
+    entry: EntryOption = None,
+    n: SamplesOption = None,
+    device: DeviceOption = "cpu",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes, one entry each. Default: one per core; one on an accelerator.")
+    ] = None,
+    width: WidthOption = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the journal and the records go; default: runs/BOARD.")
+    ] = None,
+    smoke: Annotated[
+        bool,
+        typer.Option("--smoke", help="32 samples and a few steps, in seconds: does it run? The numbers mean nothing."),
+    ] = False,
+    publish: Annotated[
+        bool,
+        typer.Option(
+            "--publish", help="Then make the records the board's own: write them and its tables beside its card."
+        ),
+    ] = False,
+) -> None:
+    """Evaluate a board's entries and print its table. Run it again to resume; what is decided never runs twice."""
+    from robustbench_vit.running.board import RunOptions
+
+    workspace = state(context).workspace
+    loaded = workspace.board(board)
+    options = RunOptions(tuple(entry or ()), n, device, width, workers, out, smoke)
+    if publish and (n is not None or smoke):
+        raise InputError("--publish needs the whole board: leave out --n and --smoke")
+    finished = _run(loaded, workspace, options)
+    _show(loaded, workspace, finished, options)
+    if publish:
+        _publish(loaded, workspace, finished)
+
+
+def _run(board: Loaded[BoardCard], workspace: Workspace, options: RunOptions) -> BoardRun:
+    from robustbench_vit.progress import Bars
+    from robustbench_vit.running.board import run_board
+
+    with Bars(smoke=options.smoke) as bars:
+        return run_board(board, workspace, options, bars)
+
+
+def _show(board: Loaded[BoardCard], workspace: Workspace, finished: BoardRun, options: RunOptions) -> None:
+    from robustbench_vit.boards import build_table, render
+    from robustbench_vit.running.committed import compare_with_committed
+
+    typer.echo(render(build_table(board, workspace, finished.records), "md"))
+    for name, computed in finished.rows_computed.items():
+        if not computed:
+            typer.echo(f"{name}: already complete, nothing computed")
+    typer.echo(f"records: {finished.folder / 'records'}")
+    if options.n is None and not options.smoke:
+        for name, line in compare_with_committed(board, finished.records).items():
+            typer.echo(f"{name}: {line}")
+
+
+def _publish(board: Loaded[BoardCard], workspace: Workspace, finished: BoardRun) -> None:
+    from dataclasses import replace
+
+    from robustbench_vit.boards import board_folder
+    from robustbench_vit.boards import publish as write_tables
+
+    for name, record in finished.records.items():
+        replace(record, images=None).save(board_folder(board) / "records" / f"{name}.json")
+    for path in write_tables(board, workspace):
+        typer.echo(f"wrote {path}")
+
+
+@app.command()
+def plan(
+    context: typer.Context,
+    board: BoardArgument,
+    entry: EntryOption = None,
+    n: SamplesOption = None,
+    device: DeviceOption = "cpu",
+    width: WidthOption = None,
+) -> None:
+    """Say what running a board would take: samples, lanes, passes, memory and time, without attacking anything."""
+    from robustbench_vit.running.board import RunOptions
+    from robustbench_vit.running.estimate import estimate_board
+
+    workspace = state(context).workspace
+    loaded = workspace.board(board)
+    options = RunOptions(tuple(entry or ()), n, device, width)
+    for line in estimate_board(loaded, workspace, options):
+        typer.echo(line)

@@ -1,0 +1,119 @@
+"""rbvit attack, train: one model evaluated, one model trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from robustbench_vit.cli.app import app, state
+from robustbench_vit.cli.runs import DeviceOption, SamplesOption, WidthOption
+from robustbench_vit.errors import InputError
+
+if TYPE_CHECKING:
+    from robustbench_vit.records import Record
+
+
+@app.command()
+def attack(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="A model's name: ours (`rbvit list models`) or any timm classifier.")],
+    data: Annotated[str, typer.Option(help="A dataset's name (`rbvit list datasets`) or the path of an .npz file.")],
+    card: Annotated[str, typer.Option("--attack", help="An attack card's name (`rbvit list attacks`).")] = "autoattack",
+    norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
+    eps: Annotated[
+        str, typer.Option(help="Radius of the budget, e.g. 8/255; several, separated by commas, give a curve.")
+    ] = "8/255",
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A .safetensors file, or .pt with tensors only.")
+    ] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="timm's published weights (downloads them).")
+    ] = False,
+    defense: Annotated[
+        str | None, typer.Option(help="The defense card whose architecture change the weights were trained with.")
+    ] = None,
+    mean: Annotated[str | None, typer.Option(help="Channel means of the normalisation, e.g. .49,.48,.45.")] = None,
+    std: Annotated[str | None, typer.Option(help="Channel standard deviations.")] = None,
+    split: Annotated[str, typer.Option(help="The dataset's split.")] = "test",
+    n: SamplesOption = None,
+    seed: Annotated[int, typer.Option(help="Of the attacks' noise.")] = 0,
+    device: DeviceOption = "cpu",
+    width: WidthOption = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the journal and the record go; default: runs/attack.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    smoke: Annotated[bool, typer.Option("--smoke", help="32 samples and a few steps: does it run?")] = False,
+) -> None:
+    """Attack one model and say how robust it is. Run the same command again to resume."""
+    from robustbench_vit.evaluation import evaluate
+    from robustbench_vit.progress import bar
+    from robustbench_vit.running.board import Interrupted
+    from robustbench_vit.running.single import ModelChoice, choose_model, chosen_data, numbers
+
+    workspace = state(context).workspace
+    radii = numbers(eps, "--eps")
+    samples = chosen_data(data, split, n, smoke)
+    means, stds = (numbers(text, name) if text else None for text, name in ((mean, "--mean"), (std, "--std")))
+    choice = ModelChoice(model, weights, pretrained, defense, means, stds)
+    built, about = choose_model(choice, samples, workspace)
+    folder = out or Path("runs") / ("attack-smoke" if smoke else "attack")
+    try:
+        with bar(model, len(samples), smoke) as watch:
+            record = evaluate(
+                built, samples, None, card, norm, radii, seed, device, width,
+                out=folder, workspace=workspace, entry=about, smoke=smoke, watch=watch,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted; what is decided is kept in {folder}. Run the same command again to go on."
+        ) from None
+    path = record.save(folder / f"{model}-{card}-{record.protocol_id}.json")
+    _print(record, card, path, as_json)
+
+
+def _print(record: Record, card: str, path: Path, as_json: bool) -> None:
+    import json
+
+    from robustbench_vit.boards.summary import summary, summary_lines
+
+    if as_json:
+        typer.echo(json.dumps({**summary(record, card), "record": str(path)}, indent=1))
+        return
+    for line in summary_lines(record, card):
+        typer.echo(line)
+    typer.echo(f"record: {path}")
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    defense: Annotated[str, typer.Argument(help="A defense card's name (`rbvit list defenses`).")],
+    model: Annotated[str, typer.Option(help="A model's name: ours (`rbvit list models`) or any timm classifier.")],
+    data: Annotated[str, typer.Option(help="A dataset's name (`rbvit list datasets`).")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where weights, log and checkpoint go.")],
+    seed: Annotated[int, typer.Option(help="Of the initial weights, the batches and the attacks.")] = 0,
+    device: DeviceOption = "cpu",
+    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the card's number.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads; weights are bit-identical for equal numbers.")] = 1,
+) -> None:
+    """Train a model by a defense card. Run the same command again to resume after an interruption."""
+    import torch
+
+    from robustbench_vit.defenses.train import train_defense
+    from robustbench_vit.progress import training_bar
+    from robustbench_vit.running.board import Interrupted
+
+    torch.set_num_threads(threads)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; give a folder")
+    try:
+        with training_bar(f"{model} + {defense}") as watch:
+            path = train_defense(defense, model, data, out, seed, device, state(context).workspace, watch, epochs)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted; the last finished epoch is kept in {out}. Run the same command again to go on."
+        ) from None
+    typer.echo(f"weights: {path}")

@@ -1,0 +1,106 @@
+"""What a run would take: passes from the cards, time and memory from a short measurement of each model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from robustbench_vit.attacks.rows import Cost
+from robustbench_vit.cards import BoardCard, Loaded, Workspace
+from robustbench_vit.engine.cascade import Stage, build_stages
+from robustbench_vit.engine.oracle import frozen, unwrap
+from robustbench_vit.evaluation import find_device, make_bench, placed
+from robustbench_vit.plan import Plan
+from robustbench_vit.running.board import RunOptions, run_folder
+from robustbench_vit.running.entries import board_plan, chosen, prepare
+
+WARM_UP, TIMED = 1, 3
+"""Passes before and while the clock runs."""
+
+
+def estimate_board(board: Loaded[BoardCard], workspace: Workspace, options: RunOptions) -> Iterator[str]:
+    """The plan in words, line by line. Upper bounds: as if every sample stayed robust to the end."""
+    plan, data = board_plan(board, workspace, options.n, options.smoke)
+    stages = build_stages(plan)
+    yield f"{board.name}: {len(data)} samples of {data.name}/{data.split}, {plan.norm}, eps {', '.join(map(str, plan.eps))}"
+    yield f"protocol {plan.protocol_id}, seed {plan.seed}, results in {run_folder(board, options)}"
+    for stage in stages:
+        yield from _lanes(stage, data.num_classes)
+    cost = _total(stages, data.num_classes, plan)
+    yield f"a robust sample costs at most {cost.forwards:,} forward and {cost.backwards:,} backward passes"
+    yield ""
+    for entry in chosen(board, options.entries):
+        prepared = prepare(board, entry, workspace, plan, data)
+        device = find_device(options.device, prepared.subject.model)
+        bench = make_bench(prepared.subject.model, device, options.width, plan.seed, data.x[0].size)
+        x = torch.from_numpy(data.x[:1]).to(device).expand(bench.pool.width, *data.x.shape[1:]).contiguous()
+        with placed(bench.model, device), frozen(bench.model):
+            forward, backward, memory = _measure(bench.model, x)
+        seconds = len(data) * (cost.forwards * forward + cost.backwards * backward) / len(x)
+        parameters = prepared.subject.entry["parameters"]
+        yield (
+            f"{entry.name}: {entry.model} + {entry.defense}, {parameters:,} parameters, width {len(x)},"
+            f" {memory}at most {_duration(seconds)} on {device}, one thread"
+        )
+
+
+def _lanes(stage: Stage, classes: int) -> Iterator[str]:
+    yield f"{stage.plan.name}:"
+    for lane in stage.lanes:
+        cost = lane.attack.cost(classes)
+        turns = lane.spec(classes).turns
+        rows = f"{turns} rows" if turns > 1 else "1 row"
+        yield f"  {lane.plan.name}: {rows} a sample, {cost.forwards:,} forwards, {cost.backwards:,} backwards"
+
+
+def _total(stages: list[Stage], classes: int, plan: Plan) -> Cost:
+    costs = [lane.attack.cost(classes) for stage in stages for lane in stage.lanes]
+    budgets = len(plan.eps)
+    return Cost(1 + budgets * sum(c.forwards for c in costs), budgets * sum(c.backwards for c in costs))
+
+
+def _measure(model: Callable[[Tensor], Tensor], x: Tensor) -> tuple[float, float, str]:
+    """Seconds of a forward and of a backward pass of the whole batch on one thread, and the memory it took, in words."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        if x.is_cuda:
+            torch.cuda.reset_peak_memory_stats()
+        forward = _timed(lambda: _forward(model, x), x)
+        both = _timed(lambda: _gradient(model, x), x)
+    finally:
+        torch.set_num_threads(threads)
+    memory = f"{torch.cuda.max_memory_allocated() / 2**20:,.0f} MiB, " if x.is_cuda else ""
+    return forward, max(both - forward, 0.0), memory
+
+
+def _forward(model: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    with torch.no_grad():
+        model(x)
+
+
+def _gradient(model: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    leaf = x.detach().requires_grad_()
+    torch.autograd.grad(unwrap(model(leaf)).logsumexp(1).sum(), leaf)
+
+
+def _timed(call: Callable[[], None], x: Tensor) -> float:
+    for _ in range(WARM_UP):
+        call()
+    if x.is_cuda:
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(TIMED):
+        call()
+    if x.is_cuda:
+        torch.cuda.synchronize()
+    return (time.perf_counter() - began) / TIMED
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

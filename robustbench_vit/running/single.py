@@ -1,0 +1,79 @@
+"""One model from the command line: built by name, weights from a file, evaluated in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robustbench_vit.cards import Workspace
+from robustbench_vit.data import Dataset, load_dataset
+from robustbench_vit.defenses.recipe import apply_architecture
+from robustbench_vit.errors import InputError
+from robustbench_vit.models.build import build_model
+from robustbench_vit.models.normalise import normalised
+from robustbench_vit.models.weights import load_weights
+from robustbench_vit.plan import SMOKE_SAMPLES
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """A model as the command line names it."""
+
+    name: str
+    weights: Path | None
+    pretrained: bool  # timm's published weights, downloaded
+    defense: str | None  # whose architecture change the weights were trained with
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+
+
+def chosen_data(name: str, split: str, n: int | None, smoke: bool) -> Dataset:
+    """The first n samples of a dataset; a smoke profile takes few."""
+    data = load_dataset(name, split)
+    return data.first(min(n or SMOKE_SAMPLES, SMOKE_SAMPLES, len(data)) if smoke else n)
+
+
+def choose_model(choice: ModelChoice, data: Dataset, workspace: Workspace) -> tuple[Any, dict[str, Any]]:
+    """The model in eval mode, and what a record says of it; raises InputError when its weights are nowhere."""
+    if (choice.weights is None) == (not choice.pretrained):
+        raise InputError(
+            f"say where the weights of '{choice.name}' come from: --weights FILE or --pretrained, one of them"
+        )
+    if (choice.mean is None) != (choice.std is None):
+        raise InputError("--mean and --std belong together: give both or neither")
+    args: dict[str, Any] = {"pretrained": True} if choice.pretrained else _shape(data)
+    model = build_model(choice.name, **args)
+    if choice.defense is not None:
+        model = apply_architecture(workspace.defense(choice.defense).card, model)
+    sha256 = load_weights(model, choice.weights) if choice.weights is not None else None
+    if choice.mean is not None and choice.std is not None:
+        model = normalised(model, choice.mean, choice.std)
+    about = {
+        "name": choice.name,
+        "model": choice.name,
+        "defense": choice.defense,
+        "weights": str(choice.weights.name) if choice.weights else "timm",
+        "weights_sha256": sha256,
+        "normalise": {"mean": list(choice.mean), "std": list(choice.std)} if choice.mean and choice.std else None,
+    }
+    return model.eval(), about
+
+
+def _shape(data: Dataset) -> dict[str, Any]:
+    return {"num_classes": data.num_classes, "in_chans": data.x.shape[1]}
+
+
+def numbers(text: str, option: str) -> tuple[float, ...]:
+    """'0.49,0.48,0.45' as numbers; raises InputError naming the option."""
+    from robustbench_vit.cards import parse_number
+
+    try:
+        return tuple(parse_number(part) for part in _parts(text))
+    except ValueError as error:
+        raise InputError(f"{option}: {error}") from error
+
+
+def _parts(text: str) -> Sequence[str]:
+    return text.replace(" ", ",").strip(",").split(",")

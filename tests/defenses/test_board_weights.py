@@ -1,0 +1,36 @@
+"""The committed weights are what their names, their metadata and their cards say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from robustbench_vit.data import load_dataset
+from robustbench_vit.defenses.recipe import apply_architecture, build_recipe
+from robustbench_vit.defenses.train import accuracy
+from robustbench_vit.models.build import build_model
+from robustbench_vit.models.weights import load_weights
+
+FILES = sorted((Path(__file__).parents[2] / "leaderboards" / "digits-linf" / "weights").glob("*.safetensors"))
+MODELS = {"digits_vit": "vit", "digits_cnn": "cnn", "digits_ic_cnn": "ic-cnn"}
+
+
+def test_the_ten_of_the_board_are_there():
+    assert len(FILES) >= 10
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_weights_come_from_the_recipe_of_their_name(workspace, path: Path):
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+    assert path.stem == f"{MODELS[about['model']]}-{about['defense']}"
+    recipe = build_recipe(workspace.defense(about["defense"]), workspace)
+    assert about["recipe"] == recipe.digest, "a card changed after training: train again, or undo the change"
+    assert about["epoch"] == str(recipe.card.epochs)
+    assert about["data"] == "digits/train"
+    model = apply_architecture(recipe, build_model(about["model"]))
+    load_weights(model, path)
+    assert accuracy(model, load_dataset("digits", "test"), torch.device("cpu")) > 0.94
