@@ -1,6 +1,7 @@
 """Plan + model + data + engine -> record: the one module that joins them.
 
-It isn't called `evaluate`, because importing a submodule of that name would hide the function `robustbench_vit.evaluate`.
+It isn't called `evaluate`, because importing a submodule of that name would hide the function
+`robustbench_vit.evaluate`.
 """
 
 from __future__ import annotations

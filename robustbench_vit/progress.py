@@ -74,7 +74,8 @@ class Bars:
         left = f"{_clock(elapsed * stand.work_left / done)} left" if done > 0 else ""
         kept = "surviving" if self._smoke else "robust so far"
         rate = f"{stand.decided / elapsed:.1f} samples/s"
-        return f"{stand.attack} › {stand.lane}: {stand.decided}/{stand.samples} decided, {stand.robust} {kept}, {rate}, {left}"
+        decided = f"{stand.decided}/{stand.samples} decided"
+        return f"{stand.attack} › {stand.lane}: {decided}, {stand.robust} {kept}, {rate}, {left}"
 
     def close(self, name: str) -> None:
         """Takes the line of `name` away."""

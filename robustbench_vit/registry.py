@@ -34,7 +34,8 @@ class Registry(Generic[T]):
             origin = f"{getattr(item, '__module__', '?')}.{getattr(item, '__qualname__', item)}"
             if name in self._values:
                 raise InputError(
-                    f"{self.kind} '{name}' is registered twice: by {self._origins[name]} and by {origin}; rename one of them"
+                    f"{self.kind} '{name}' is registered twice: by {self._origins[name]} and by {origin};"
+                    " rename one of them"
                 )
             self._values[name] = item
             self._origins[name] = origin

@@ -36,8 +36,10 @@ class PyAutoAttack:
     def run(self, model: Any, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         """Images (n, c, h, w) that the reference returns for x and y."""
         reference = self._package()
-        attack = reference.AutoAttack(model, norm=_NORMS[self.norm], eps=eps, version="custom", device=str(x.device))
-        attack.attacks_to_run, attack.seed = list(self.attacks), seed
+        attack = reference.AutoAttack(
+            model, norm=_NORMS[self.norm], eps=eps, version="standard", seed=seed, device=str(x.device)
+        )
+        attack.attacks_to_run = list(self.attacks)  # with the settings of the standard version
         adversarial, _ = attack.run_standard_evaluation(x, y, batch_size=len(x))
         return adversarial
 

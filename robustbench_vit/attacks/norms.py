@@ -17,7 +17,10 @@ TINY = 1e-12
 class Norm(Protocol):
     """What attacks need of a norm; every function works on rows (row, c, h, w)."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """As cards call it."""
+        ...
 
     def size(self, delta: Tensor) -> Tensor:
         """(row,) the norm of each row."""

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from robustbench_vit.attacks.noise import Noise
-from robustbench_vit.attacks.norms import Norm
 
 
 class Access(IntEnum):
@@ -58,7 +57,7 @@ class Cost:
 class Objective(Protocol):
     """From logits (m, classes) of the rows numbered `at` (m,) to one value per row (m,), to be increased."""
 
-    def __call__(self, logits: Tensor, at: Tensor) -> Tensor: ...
+    def __call__(self, logits: Tensor, at: Tensor, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)

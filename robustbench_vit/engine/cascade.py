@@ -20,7 +20,6 @@ from robustbench_vit.plan import AttackPlan, Plan
 from robustbench_vit.records.journal import Batch, Known
 from robustbench_vit.records.rows import CleanResult, LaneSpec, credited
 
-
 NOTE_EVERY = 0.3
 """Seconds between two stock-takings for the progress bar."""
 
@@ -74,7 +73,7 @@ class Cascade:
         self._noted = 0.0
 
     def run(self) -> Iterator[Batch]:
-        """What was decided, step by step; batches may be empty. The caller keeps them, this object remembers them too."""
+        """What was decided, step by step (batches may be empty); `known` remembers it too."""
         with frozen(self._bench.model):
             yield from self._clean()
             samples, correct = self._samples()

@@ -1,7 +1,7 @@
 """Lanes: how one attack card runs on the samples that are still undecided.
 
-The kind of an algorithm (its `lane` attribute) says how. `rows` runs in the pool, `batch` hands fixed chunks to somebody
-else's attack. `fitted` (an artefact fitted on many samples) and `certify` (bounds) will join here.
+The kind of an algorithm (its `lane` attribute) says how. `rows` runs in the pool, `batch` hands fixed
+chunks to somebody else's attack. `fitted` (an artefact fitted on many samples) and `certify` (bounds) will join here.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ class Record:
 
         frame = pd.DataFrame([{**dataclasses.asdict(o), "verdict": o.verdict} for o in self.outcomes])
         first = ["sample", "attack", "norm", "eps", "verdict", "by", "forwards", "backwards", "distance"]
-        return frame[first + [c for c in frame.columns if c not in first]]
+        return frame.reindex(columns=[*first, *(c for c in frame.columns if c not in first)])
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON values; outcomes by column."""

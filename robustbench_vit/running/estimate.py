@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robustbench_vit.attacks.rows import Cost
 from robustbench_vit.cards import BoardCard, Loaded, Workspace
+from robustbench_vit.cards.numbers import show_number
 from robustbench_vit.engine.cascade import Stage, build_stages
 from robustbench_vit.engine.oracle import frozen, unwrap
 from robustbench_vit.evaluation import find_device, make_bench, placed
@@ -25,7 +26,8 @@ def estimate_board(board: Loaded[BoardCard], workspace: Workspace, options: RunO
     """The plan in words, line by line. Upper bounds: as if every sample stayed robust to the end."""
     plan, data = board_plan(board, workspace, options.n, options.smoke)
     stages = build_stages(plan)
-    yield f"{board.name}: {len(data)} samples of {data.name}/{data.split}, {plan.norm}, eps {', '.join(map(str, plan.eps))}"
+    radii = ", ".join(show_number(eps) for eps in plan.eps)
+    yield f"{board.name}: {len(data)} samples of {data.name}/{data.split}, {plan.norm}, eps {radii}"
     yield f"protocol {plan.protocol_id}, seed {plan.seed}, results in {run_folder(board, options)}"
     for stage in stages:
         yield from _lanes(stage, data.num_classes)
@@ -63,7 +65,7 @@ def _total(stages: list[Stage], classes: int, plan: Plan) -> Cost:
 
 
 def _measure(model: Callable[[Tensor], Tensor], x: Tensor) -> tuple[float, float, str]:
-    """Seconds of a forward and of a backward pass of the whole batch on one thread, and the memory it took, in words."""
+    """Seconds of a forward and of a backward pass of the whole batch on one thread, and its memory in words."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,0 +1,19 @@
+"""`make evidence`: the long runs behind the claims of the documents, each resumable; an hour or so on two cores."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+REPORTS = ("benchmarks.parity", "benchmarks.retraining")
+
+
+def main() -> None:
+    """Runs every report; exits with 1 when one of them says that a claim doesn't hold."""
+    failed = [name for name in REPORTS if subprocess.run([sys.executable, "-m", name], check=False).returncode]
+    if failed:
+        sys.exit(f"these reports say that a claim does not hold (or failed): {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

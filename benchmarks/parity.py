@@ -1,0 +1,167 @@
+"""Verdicts against the authors' AutoAttack: every entry of the digits board, all samples, three seeds a side.
+
+    python -m benchmarks.parity            compute what is missing (resumable) and write docs/parity.md
+    python -m benchmarks.parity --check    only say whether the committed numbers meet the two criteria
+
+The per-sample verdicts are kept in benchmarks/results/parity.json, so that the report can be recomputed.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.side_by_side import BOARD, board, entry_names, load_entry, machine, ours, reference
+from robustbench_vit.records.record import write_atomic
+from robustbench_vit.running.entries import chosen, weights_path
+
+SEEDS = (0, 1, 2)
+SIDES = {"ours": ours, "reference": reference}
+ROOT = Path(__file__).resolve().parent
+RESULTS = ROOT / "results" / "parity.json"
+REPORT = ROOT.parent / "docs" / "parity.md"
+PERMUTATIONS = 100_000
+LIMIT_POINTS, LIMIT_P = 0.5, 0.01
+
+Results = dict[str, str]
+"""'entry/side/seed/weights' -> a string of 0 and 1, one digit per sample, 1 = robust."""
+
+
+def key(entry: str, side: str, seed: int) -> str:
+    """Where a result stands; changed weights need new results."""
+    import hashlib
+
+    (card,) = chosen(board(), [entry])
+    digest = hashlib.sha256(weights_path(board(), card).read_bytes()).hexdigest()[:12]
+    return f"{entry}/{side}/{seed}/{digest}"
+
+
+def load() -> Results:
+    """What has been computed."""
+    return json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+
+
+def tasks(done: Results) -> Iterator[tuple[str, str, int]]:
+    """What is missing."""
+    for entry in entry_names():
+        for seed in SEEDS:
+            for side in SIDES:
+                if key(entry, side, seed) not in done:
+                    yield entry, side, seed
+
+
+def work(task: tuple[str, str, int]) -> tuple[tuple[str, str, int], str]:
+    """One evaluation, in a process of one thread."""
+    torch.set_num_threads(1)
+    entry, side, seed = task
+    model, data = load_entry(entry)
+    measured = SIDES[side](model, data, seed)
+    return task, "".join("01"[robust] for robust in measured.robust)
+
+
+def compute() -> Results:
+    """All results, computing what is missing; each is written as it comes."""
+    done = load()
+    missing = list(tasks(done))
+    if not missing:
+        return done
+    with multiprocessing.get_context("spawn").Pool(min(os.cpu_count() or 1, len(missing))) as pool:
+        for task, verdicts in pool.imap_unordered(work, missing):
+            done[key(*task)] = verdicts
+            write_atomic(RESULTS, (json.dumps(done, indent=1, sort_keys=True) + "\n").encode())
+            print(
+                f"{task[0]} {task[1]} seed {task[2]}: {100 * verdicts.count('1') / len(verdicts):.1f} % robust",
+                flush=True,
+            )
+    return done
+
+
+def verdicts(done: Results, entry: str, side: str) -> np.ndarray:
+    """bool (seeds, samples)"""
+    return np.array([[digit == "1" for digit in done[key(entry, side, seed)]] for seed in SEEDS])
+
+
+def permutation_p(robust: np.ndarray, ours_robust: np.ndarray, per_side: int, seed: int = 0) -> float:
+    """Two-sided p of the pooled difference if, for each sample, sides had been handed out at random.
+
+    `robust` counts robust verdicts of a sample over both sides, `ours_robust` those on our side (both (pairs,)). Under
+    the hypothesis the latter is hypergeometric, independently for each sample.
+    """
+    generator = np.random.default_rng(seed)
+    disagree = (robust > 0) & (robust < 2 * per_side)
+    if not disagree.any():
+        return 1.0
+    total, mine = robust[disagree], ours_robust[disagree]
+    observed = abs((2 * mine - total).sum())
+    draws = generator.hypergeometric(total, 2 * per_side - total, per_side, size=(PERMUTATIONS, len(total)))
+    return float((1 + (np.abs((2 * draws - total).sum(1)) >= observed).sum()) / (1 + PERMUTATIONS))
+
+
+def report(done: Results) -> tuple[str, bool]:
+    """The page, and whether both criteria hold."""
+    lines, robust, mine, worst = [], [], [], -100.0
+    for entry in entry_names():
+        sides = {side: verdicts(done, entry, side) for side in SIDES}
+        shares = {side: 100 * found.mean(1) for side, found in sides.items()}
+        difference = shares["ours"].mean() - shares["reference"].mean()
+        worst = max(worst, difference)
+        both = sides["ours"].sum(0) + sides["reference"].sum(0)
+        robust.append(both)
+        mine.append(sides["ours"].sum(0))
+        p = permutation_p(both, sides["ours"].sum(0), len(SEEDS))
+        disagree = int(((both > 0) & (both < 2 * len(SEEDS))).sum())
+        cells = [" ".join(f"{share:.1f}" for share in shares[side]) for side in SIDES]
+        lines.append(f"| {entry} | {cells[0]} | {cells[1]} | {difference:+.2f} | {disagree} | {p:.3f} |")
+    pooled = permutation_p(np.concatenate(robust), np.concatenate(mine), len(SEEDS))
+    holds = worst <= LIMIT_POINTS and pooled > LIMIT_P
+    return _page(lines, worst, pooled, holds), holds
+
+
+def _page(lines: list[str], worst: float, pooled: float, holds: bool) -> str:
+    card = board().card
+    samples = len(next(iter(load().values())))
+    return "\n".join(
+        [
+            "# Parity with the authors' AutoAttack",
+            "",
+            "<!-- generated by `python -m benchmarks.parity`; do not edit -->",
+            "",
+            "Our `autoattack` beside pyautoattack (the authors' code, version `standard`) on every entry of",
+            f"`{BOARD}`: {card.norm}, eps {card.eps[0]:g}, n = {samples} samples, {len(SEEDS)} seeds a side. Robust",
+            "accuracy in percent, one number per seed.",
+            "",
+            "| entry | ours | reference | difference of means, points | samples not unanimous | p |",
+            "|---|---|---|---:|---:|---:|",
+            *lines,
+            "",
+            f"Largest difference in our favour: {worst:+.2f} points (limit {LIMIT_POINTS}). Pooled permutation",
+            f"test over all entries: p = {pooled:.3f} (limit {LIMIT_P}).",
+            f"Both criteria {'hold' if holds else 'DO NOT HOLD'}.",
+            "",
+            "p is the chance of a difference at least this large if, for each sample, the verdicts had been dealt",
+            f"to the two sides at random ({PERMUTATIONS:,} draws). The verdicts are in `benchmarks/results/parity.json`.",
+            "",
+            f"Made with `make evidence` on: {machine()}.",
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    """Writes the report; exits with 1 when a criterion fails."""
+    page, holds = report(load() if "--check" in sys.argv else compute())
+    if "--check" not in sys.argv:
+        write_atomic(REPORT, page.encode())
+        print(page)
+    sys.exit(0 if holds else 1)
+
+
+if __name__ == "__main__":
+    main()

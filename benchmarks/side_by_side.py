@@ -1,0 +1,89 @@
+"""What the benchmarks share: entries of a board, the reference's AutoAttack, and both counted from outside."""
+
+from __future__ import annotations
+
+import platform
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+import robustbench_vit as rbv
+from robustbench_vit.cards import BoardCard, Loaded, open_workspace
+from robustbench_vit.data import Dataset
+from robustbench_vit.engine.lanes import CountedModel
+from robustbench_vit.engine.oracle import frozen
+from robustbench_vit.running.entries import board_plan, chosen, entry_subject
+
+BOARD = "digits-linf"
+REFERENCE_NORM: dict[str, Literal["Linf", "L2"]] = {"linf": "Linf", "l2": "L2"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One evaluation from outside."""
+
+    robust: list[bool]  # per sample
+    seconds: float
+    forwards: float  # per sample
+    backwards: float
+
+
+def board() -> Loaded[BoardCard]:
+    """The embedded board."""
+    return open_workspace().board(BOARD)
+
+
+def entry_names() -> list[str]:
+    """Its entries."""
+    return [entry.name for entry in board().card.entries]
+
+
+def load_entry(name: str, n: int | None = None) -> tuple[Any, Dataset]:
+    """An entry's model in eval mode and the board's (first n) samples."""
+    loaded, workspace = board(), open_workspace()
+    (entry,) = chosen(loaded, [name])
+    _, data = board_plan(loaded, workspace, n, smoke=False)
+    return entry_subject(loaded, entry, workspace).model, data
+
+
+def ours(model: Any, data: Dataset, seed: int) -> Measured:
+    """Our `autoattack` at the board's budget."""
+    card, counted = board().card, CountedModel(model)
+    began = time.perf_counter()
+    with frozen(model):  # as evaluate does by itself when it is given the model and not a counter around it
+        record = rbv.evaluate(counted, data, None, "autoattack", card.norm, card.eps, seed, adversarials=False)
+    seconds = time.perf_counter() - began
+    robust = [outcome.robust for outcome in record.outcomes]
+    return Measured(robust, seconds, counted.forwards / len(data), counted.backwards / len(data))
+
+
+def reference(model: Any, data: Dataset, seed: int) -> Measured:
+    """The authors' AutoAttack (pyautoattack, version 'standard'), all samples in one batch; rechecked by us."""
+    from pyautoattack import AutoAttack
+
+    card, counted = board().card, CountedModel(model)
+    x, y = torch.from_numpy(data.x), torch.from_numpy(data.y)
+    attack = AutoAttack(counted, norm=REFERENCE_NORM[card.norm], eps=card.eps[0], seed=seed, device="cpu")
+    began = time.perf_counter()
+    adversarial, _ = attack.run_standard_evaluation(x, y, batch_size=len(x))
+    seconds = time.perf_counter() - began
+    passes = (counted.forwards / len(x), counted.backwards / len(x))
+    return Measured(_still_right(model, adversarial, x, y, card.eps[0]), seconds, *passes)
+
+
+def _still_right(model: Any, adversarial: Tensor, x: Tensor, y: Tensor, eps: float) -> list[bool]:
+    """Robust per sample; a candidate outside the budget counts as the clean image."""
+    inside = (adversarial - x).flatten(1).abs().amax(1) <= eps + 1e-6
+    with torch.no_grad(), frozen(model):
+        right_clean, right = model(x).argmax(1) == y, model(adversarial).argmax(1) == y
+    return torch.where(inside, right & right_clean, right_clean).tolist()
+
+
+def machine() -> str:
+    """The machine and the packages, for the foot of a report."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "pyautoattack"))
+    return f"{platform.machine()} CPU, one thread per process, Python {platform.python_version()}, {packages}"
