@@ -8,22 +8,24 @@ The per-sample verdicts are kept in benchmarks/results/parity.json, so that the 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.side_by_side import BOARD, board, entry_names, load_entry, machine, ours, reference
+from benchmarks.side_by_side import BOARD, board, entry_names, load_entry, machine, reference
+from robustbench_vit.cards import Loaded, open_workspace
 from robustbench_vit.records.record import write_atomic
+from robustbench_vit.running.board import RunOptions, run_board
 from robustbench_vit.running.entries import chosen, weights_path
 
 SEEDS = (0, 1, 2)
-SIDES = {"ours": ours, "reference": reference}
+SIDES = ("ours", "reference")
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results" / "parity.json"
 REPORT = ROOT.parent / "docs" / "parity.md"
@@ -36,7 +38,6 @@ Results = dict[str, str]
 
 def key(entry: str, side: str, seed: int) -> str:
     """Where a result stands; changed weights need new results."""
-    import hashlib
 
     (card,) = chosen(board(), [entry])
     digest = hashlib.sha256(weights_path(board(), card).read_bytes()).hexdigest()[:12]
@@ -48,39 +49,50 @@ def load() -> Results:
     return json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
 
 
-def tasks(done: Results) -> Iterator[tuple[str, str, int]]:
-    """What is missing."""
-    for entry in entry_names():
-        for seed in SEEDS:
-            for side in SIDES:
-                if key(entry, side, seed) not in done:
-                    yield entry, side, seed
-
-
-def work(task: tuple[str, str, int]) -> tuple[tuple[str, str, int], str]:
-    """One evaluation, in a process of one thread."""
-    torch.set_num_threads(1)
-    entry, side, seed = task
-    model, data = load_entry(entry)
-    measured = SIDES[side](model, data, seed)
-    return task, "".join("01"[robust] for robust in measured.robust)
+def missing(done: Results, side: str) -> list[tuple[str, int]]:
+    """The (entry, seed) pairs of a side that have not been computed."""
+    return [(entry, seed) for seed in SEEDS for entry in entry_names() if key(entry, side, seed) not in done]
 
 
 def compute() -> Results:
     """All results, computing what is missing; each is written as it comes."""
     done = load()
-    missing = list(tasks(done))
-    if not missing:
-        return done
-    with multiprocessing.get_context("spawn").Pool(min(os.cpu_count() or 1, len(missing))) as pool:
-        for task, verdicts in pool.imap_unordered(work, missing):
-            done[key(*task)] = verdicts
-            write_atomic(RESULTS, (json.dumps(done, indent=1, sort_keys=True) + "\n").encode())
-            print(
-                f"{task[0]} {task[1]} seed {task[2]}: {100 * verdicts.count('1') / len(verdicts):.1f} % robust",
-                flush=True,
-            )
+    for seed in SEEDS:
+        _ours(done, seed)
+    left = missing(done, "reference")
+    if left:
+        with multiprocessing.get_context("spawn").Pool(min(os.cpu_count() or 1, len(left))) as pool:
+            for (entry, seed), robust in pool.imap_unordered(_reference, left):
+                _keep(done, entry, "reference", seed, robust)
     return done
+
+
+def _ours(done: Results, seed: int) -> None:
+    """Runs the board itself with this seed; seed 0 is the board's own and shares the folder of `rbvit run`."""
+    entries = [entry for entry, other in missing(done, "ours") if other == seed]
+    if not entries:
+        return
+    loaded = board()
+    reseeded = Loaded(loaded.name, loaded.path, loaded.shown, loaded.card.model_copy(update={"seed": seed}))
+    folder = ROOT.parent / "runs" / (loaded.name if seed == loaded.card.seed else f"{loaded.name}-seed-{seed}")
+    records = run_board(reseeded, open_workspace(), RunOptions(entries=tuple(entries), out=folder)).records
+    for entry, record in records.items():
+        outcomes = record.at("autoattack", loaded.card.eps[0]).outcomes
+        _keep(done, entry, "ours", seed, [outcome.robust for outcome in outcomes])
+
+
+def _reference(task: tuple[str, int]) -> tuple[tuple[str, int], list[bool]]:
+    """One evaluation by the reference, in a process of one thread."""
+    torch.set_num_threads(1)
+    entry, seed = task
+    model, data = load_entry(entry)
+    return task, reference(model, data, seed).robust
+
+
+def _keep(done: Results, entry: str, side: str, seed: int, robust: list[bool]) -> None:
+    done[key(entry, side, seed)] = "".join("01"[yes] for yes in robust)
+    write_atomic(RESULTS, (json.dumps(done, indent=1, sort_keys=True) + "\n").encode())
+    print(f"{entry} {side} seed {seed}: {100 * sum(robust) / len(robust):.1f} % robust", flush=True)
 
 
 def verdicts(done: Results, entry: str, side: str) -> np.ndarray:
@@ -146,7 +158,7 @@ def _page(lines: list[str], worst: float, pooled: float, holds: bool) -> str:
             f"Both criteria {'hold' if holds else 'DO NOT HOLD'}.",
             "",
             "p is the chance of a difference at least this large if, for each sample, the verdicts had been dealt",
-            f"to the two sides at random ({PERMUTATIONS:,} draws). The verdicts are in `benchmarks/results/parity.json`.",
+            f"to the two sides at random ({PERMUTATIONS:,} draws). Verdicts: `benchmarks/results/parity.json`.",
             "",
             f"Made with `make evidence` on: {machine()}.",
             "",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ from robustbench_vit.attacks import NORM_NAMES, algorithms
 from robustbench_vit.cards import AlgorithmCard, AttackCard, Loaded, Workspace, open_workspace, parse_number
 from robustbench_vit.data import Dataset, load_dataset
 from robustbench_vit.data.dataset import content_ids
-from robustbench_vit.engine.cascade import Cascade, Progress, build_stages
+from robustbench_vit.engine.cascade import Cascade, build_stages
 from robustbench_vit.engine.intake import check_samples, intake
 from robustbench_vit.engine.lanes import Bench
 from robustbench_vit.engine.pool import PoolSettings
+from robustbench_vit.engine.stock import Progress
 from robustbench_vit.errors import InputError, UnknownNameError
 from robustbench_vit.plan import Plan, make_plan
 from robustbench_vit.provenance import provenance
@@ -54,22 +55,26 @@ def make_subject(model: Any, entry: Mapping[str, Any] | None = None) -> Subject:
 
 
 def fingerprint(model: Any) -> str:
-    """A sha256 of a module's structure and state; of a plain callable only its name is known."""
+    """A sha256 of a module's structure, state and buffers; of a plain callable only its name is known."""
     digest = hashlib.sha256()
     if not isinstance(model, nn.Module):
         digest.update(f"callable {getattr(model, '__qualname__', type(model).__qualname__)}".encode())
         return digest.hexdigest()
     digest.update(repr(model).encode())
-    for name, value in model.state_dict().items():
+    # Buffers that no checkpoint holds decide answers too: a normalisation's mean and std, for one.
+    for name, value in {**dict(model.named_buffers()), **model.state_dict()}.items():
         digest.update(name.encode())
         if isinstance(value, Tensor):
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
-def algorithm_versions(workspace: Workspace, attacks: Sequence[str]) -> dict[str, int]:
-    """The version of every algorithm that the attack cards use; raises UnknownNameError for unknown ones."""
-    lanes = [lane for name in attacks for lane in workspace.lanes(name)]
+def algorithm_versions(workspace: Workspace, attacks: Sequence[str], where: str | None = None) -> dict[str, int]:
+    """The version of every algorithm that the attack cards use; raises UnknownNameError for unknown ones.
+
+    `where` is the card that names the attacks, if one does.
+    """
+    lanes = [lane for name in attacks for lane in workspace.lanes(name, where)]
     return {lane.card.algorithm: algorithms.get(lane.card.algorithm, lane.shown).algorithm_version for lane in lanes}
 
 
@@ -125,17 +130,23 @@ def placed(model: Any, device: torch.device) -> Iterator[None]:
         model.to(home)
 
 
-def run_plan(plan: Plan, subject: Subject, data: Dataset, bench: Bench, known: Known, watch: Watcher) -> list[Finding]:
-    """Computes what `known` doesn't hold yet, telling `watch` of every batch; returns the findings of intake."""
+def examine(subject: Subject, data: Dataset, device: torch.device) -> list[Finding]:
+    """The findings of intake; raises InputError and ModelError for samples and models that cannot be evaluated."""
+    x, y = torch.from_numpy(data.x), torch.from_numpy(data.y)
+    check_samples(x, y)
+    with placed(subject.model, device):
+        return intake(subject.model, x.to(device), y.to(device))
+
+
+def run_plan(plan: Plan, subject: Subject, data: Dataset, bench: Bench, known: Known, watch: Watcher) -> None:
+    """Computes what `known` doesn't hold yet, telling `watch` of every batch; for models that passed `examine`."""
     x = torch.from_numpy(data.x).to(bench.device)
     y = torch.from_numpy(data.y).to(bench.device)
-    check_samples(x, y)
     with placed(subject.model, bench.device):
-        findings = intake(subject.model, x, y)
         cascade = Cascade(plan, bench, x, y, known)
-        for batch in cascade.run():
-            watch(batch, cascade.progress)
-    return findings
+        with closing(cascade.run()) as batches:  # an error in `watch` must not leave the model frozen
+            for batch in batches:
+                watch(batch, cascade.progress)
 
 
 def outcomes_of(plan: Plan, known: Known) -> tuple[Outcome, ...]:
@@ -203,7 +214,7 @@ def _images(plan: Plan, data: Dataset, known: Known) -> np.ndarray:
 def arrays_dataset(x: Any, y: Any) -> Dataset:
     """A user's tensors as a dataset; raises InputError unless they are images in [0, 1] and labels."""
     check_samples(x, y)
-    images = x.detach().cpu().numpy().astype(np.float32)
+    images = x.detach().cpu().float().numpy()
     labels = y.detach().cpu().numpy().astype(np.int64)
     return Dataset(
         name="arrays",
@@ -262,11 +273,16 @@ def evaluate(
     if norm not in NORM_NAMES:
         raise UnknownNameError("norm", norm, NORM_NAMES)
     radii = tuple(_radius(value) for value in (eps if isinstance(eps, (list, tuple)) else [eps]))
+    if not radii:
+        raise InputError("eps is an empty list; give at least one radius")
     plan = make_plan(workspace, [name], norm, radii, data, seed, algorithm_versions(workspace, [name]), smoke=smoke)
     build_stages(plan)
     where = find_device(device, model)
     bench = make_bench(model, where, width, seed, data.x[0].size)
     subject = make_subject(model, entry)
+    if out is not None and not isinstance(model, nn.Module):
+        raise InputError("a run that can be resumed needs an nn.Module: a plain callable has no weights to know it by")
+    findings = examine(subject, data, where)
     with ExitStack() as stack:
         known, keep = Known(), watch or (lambda batch, progress: None)
         if progress:
@@ -274,15 +290,11 @@ def evaluate(
 
             keep = _both(keep, stack.enter_context(bar(subject.entry["name"], len(data))))
         if out is not None:
-            if not isinstance(model, nn.Module):
-                raise InputError(
-                    "a run that can be resumed needs an nn.Module: a plain callable has no weights to know it by"
-                )
             journal = stack.enter_context(open_journal(Path(out)))
             run = journal.run(run_key(subject, plan), subject.entry["name"])
             known = journal.known(run)
             keep = _both(lambda batch, progress: journal.append(run, [batch]), keep)
-        findings = run_plan(plan, subject, data, bench, known, keep)
+        run_plan(plan, subject, data, bench, known, keep)
     ran = {"device": str(where), "width": bench.pool.width, "threads": torch.get_num_threads(), "workers": 0}
     return make_record(plan, subject.entry, data, known, findings, ran, adversarials)
 

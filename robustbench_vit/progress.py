@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 if TYPE_CHECKING:
     from robustbench_vit.defenses.checkpoint import EpochLog
-    from robustbench_vit.engine.cascade import Progress as Stand
+    from robustbench_vit.engine.stock import Progress as Stand
     from robustbench_vit.records.journal import Batch
 
 
@@ -41,6 +41,7 @@ class Bars:
             TextColumn("{task.fields[stand]}"),
             console=self._console,
             transient=True,
+            disable=not (self._console.is_terminal or self._console.is_jupyter),  # else it leaves an empty line
             refresh_per_second=4,
         )
 

@@ -23,7 +23,7 @@ START, TILE_TURNS, WINDOW = 0, 1, 2  # noise streams
 SHARE_HALVES_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries; not rescaled to the budget
 DRAWS_AHEAD = 64
 """Queries whose draws are made in one go; they don't depend on the image."""
-LOOK_AHEAD = 8
+LOOK_AHEAD = 4
 """At most so many of a row's next proposals are looked at in one step, to skip those that change nothing."""
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from robustbench_vit.cards import BoardCard, Loaded, Workspace
+from robustbench_vit.cards.schema import DataChoice
 from robustbench_vit.cards.workspace import resolved
 from robustbench_vit.errors import ProtocolMismatchError
 from robustbench_vit.records import Record
@@ -92,9 +94,16 @@ def _expected(card: BoardCard, workspace: Workspace, where: str, settings: bool)
         "norm": card.norm,
         "eps": list(card.eps),
         "precision": card.precision,
-        "data": {"name": card.data.name, "split": card.data.split},
+        "data": _expected_data(card.data),
         "attacks": attacks,
     }
+
+
+def _expected_data(choice: DataChoice) -> dict[str, str]:
+    """How protocols name the samples; a user's arrays have their file's name for a split."""
+    if choice.name.endswith(".npz"):
+        return {"name": "npz", "split": Path(choice.name).name}
+    return {"name": choice.name, "split": choice.split}
 
 
 def _comparable(protocol: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,8 @@ import robustbench_vit
 from robustbench_vit.cards import Workspace, open_workspace
 from robustbench_vit.errors import RobustbenchError
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="rbvit",
     no_args_is_help=True,
@@ -85,6 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for line in _error_lines(error):
             typer.echo(line, err=True)
         sys.exit(error.exit_code)
+    except SystemExit as left:
+        if left.code == INTERRUPTED:  # Ctrl-C before a command could say what it keeps
+            typer.echo("interrupted; run the same command again to go on", err=True)
+        raise
 
 
 def _error_lines(error: RobustbenchError) -> list[str]:

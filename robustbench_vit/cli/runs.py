@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -76,7 +77,7 @@ def _show(board: Loaded[BoardCard], workspace: Workspace, finished: BoardRun, op
     from robustbench_vit.boards import build_table, render
     from robustbench_vit.running.committed import compare_with_committed
 
-    typer.echo(render(build_table(board, workspace, finished.records), "md"))
+    typer.echo(render(build_table(_only(board, finished), workspace, finished.records), "md"))
     for name, computed in finished.rows_computed.items():
         if not computed:
             typer.echo(f"{name}: already complete, nothing computed")
@@ -86,9 +87,13 @@ def _show(board: Loaded[BoardCard], workspace: Workspace, finished: BoardRun, op
             typer.echo(f"{name}: {line}")
 
 
-def _publish(board: Loaded[BoardCard], workspace: Workspace, finished: BoardRun) -> None:
-    from dataclasses import replace
+def _only(board: Loaded[BoardCard], finished: BoardRun) -> Loaded[BoardCard]:
+    """The board with the entries that ran."""
+    entries = [entry for entry in board.card.entries if entry.name in finished.records]
+    return replace(board, card=board.card.model_copy(update={"entries": entries}))
 
+
+def _publish(board: Loaded[BoardCard], workspace: Workspace, finished: BoardRun) -> None:
     from robustbench_vit.boards import board_folder
     from robustbench_vit.boards import publish as write_tables
 

@@ -36,6 +36,9 @@ def attack(
     ] = None,
     mean: Annotated[str | None, typer.Option(help="Channel means of the normalisation, e.g. .49,.48,.45.")] = None,
     std: Annotated[str | None, typer.Option(help="Channel standard deviations.")] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(min=2, help="Default: the dataset's; for an .npz file the model's own.")
+    ] = None,
     split: Annotated[str, typer.Option(help="The dataset's split.")] = "test",
     n: SamplesOption = None,
     seed: Annotated[int, typer.Option(help="Of the attacks' noise.")] = 0,
@@ -57,7 +60,7 @@ def attack(
     radii = numbers(eps, "--eps")
     samples = chosen_data(data, split, n, smoke)
     means, stds = (numbers(text, name) if text else None for text, name in ((mean, "--mean"), (std, "--std")))
-    choice = ModelChoice(model, weights, pretrained, defense, means, stds)
+    choice = ModelChoice(model, weights, pretrained, defense, means, stds, num_classes)
     built, about = choose_model(choice, samples, workspace)
     folder = out or Path("runs") / ("attack-smoke" if smoke else "attack")
     try:

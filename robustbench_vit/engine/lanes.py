@@ -52,6 +52,7 @@ class Retired:
 
     rows: tuple[RowResult, ...]
     wasted: int
+    work: float  # forward equivalents spent since the last one
 
 
 LaneRunner = Callable[[Lane, Samples, float, Bench, Mapping[RowKey, RowResult]], Iterator[Retired]]
@@ -85,10 +86,10 @@ def _rows(
         bench.pool,
         _known_turns(lane, samples, eps, known),
     )
-    wasted = 0
+    wasted = work = 0
     for rows in pool.run():
-        yield Retired(tuple(rows), pool.wasted - wasted)
-        wasted = pool.wasted
+        yield Retired(tuple(rows), pool.wasted - wasted, oracle.work - work)
+        wasted, work = pool.wasted, oracle.work
 
 
 def _known_turns(
@@ -114,7 +115,8 @@ def _batch(
         keys = [RowKey(lane.plan.key, eps, sample, 0) for sample in chunk.ids]
         if all(key in known for key in keys):
             continue
-        yield Retired(tuple(_attack_chunk(lane, chunk, keys, eps, bench, verifier)), 0)
+        rows = _attack_chunk(lane, chunk, keys, eps, bench, verifier)
+        yield Retired(tuple(rows), 0, sum(row.forwards + 2 * row.backwards for row in rows))
 
 
 def _attack_chunk(

@@ -90,6 +90,7 @@ class Oracle:
         self._model = model
         self.device = torch.device(device)
         self._sizes = ladder(self.device, largest)
+        self.work = 0  # forward equivalents asked for so far, a backward counting two; for progress bars
         self.passes = Passes(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
 
     def count(self, rows: int) -> None:
@@ -112,6 +113,7 @@ class Oracle:
                 begin += size
                 self.passes.padding += physical - size
         self._add(self.passes.forwards, rows, len(x))
+        self.work += len(x)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def gradient(self, x: Tensor, objective: Objective, rows: Tensor | None = None) -> Gradient:
@@ -124,6 +126,7 @@ class Oracle:
             self.passes.padding += 2 * (physical - size)
         self._add(self.passes.forwards, rows, len(x))
         self._add(self.passes.backwards, rows, len(x))
+        self.work += 3 * len(x)
         if len(answers) == 1:
             return answers[0]
         return Gradient(
@@ -145,7 +148,7 @@ class Oracle:
         if rows is None:
             passes[:n] += 1
         else:
-            passes[rows] += 1
+            passes.index_add_(0, rows, torch.ones_like(rows))  # a row may ask several times at once
 
 
 def _padded(x: Tensor, physical: int) -> Tensor:

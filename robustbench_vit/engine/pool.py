@@ -154,7 +154,7 @@ class Pool:
             pointless = self._turns.report(slot.sample, slot.turn, i in verified)
             cancelled |= {j for j, s in enumerate(self._slots) if s.sample == slot.sample and s.turn in pointless}
             results.append(self._result(i, candidates, verified.get(i), forwards[i], backwards[i]))
-        self.wasted += sum(forwards[j] + backwards[j] for j in cancelled - set(leaving))
+        self.wasted += sum(forwards[j] + backwards[j] for j in cancelled)
         self._keep([i for i in range(len(self._slots)) if i not in cancelled and i not in set(leaving)])
         return results
 

@@ -30,7 +30,8 @@ class Turns:
         """`known` lists (sample, turn, found) of rows that retired before an interruption."""
         self._samples = [_Sample(turns, deque(range(turns))) for _ in range(samples)]
         for sample, turn, found in known:
-            self._samples[sample].pending.remove(turn)
+            if turn in self._samples[sample].pending:  # a speculated turn may lie behind an earlier success
+                self._samples[sample].pending.remove(turn)
             if found:
                 self._cut(sample, turn)
         self._ready = deque(i for i, s in enumerate(self._samples) if s.pending)

@@ -11,7 +11,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -192,7 +192,7 @@ def _take_lock(lock: IO[str], folder: Path) -> None:
         raise RunLockedError(
             f"{folder} is being run{by}; wait for it, stop it, or choose another folder with --out"
         ) from None
-    lock.seek(0)
-    lock.truncate()
-    lock.write(json.dumps({"pid": os.getpid()}))
-    lock.flush()
+    with suppress(OSError):  # who holds it is a courtesy; a full disk shows where it matters
+        lock.seek(0)
+        lock.truncate()
+        os.write(lock.fileno(), json.dumps({"pid": os.getpid()}).encode())

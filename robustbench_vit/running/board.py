@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,6 +72,7 @@ def run_board(
     find_device(options.device, None)
     plan, data = board_plan(board, workspace, options.n, options.smoke)
     prepared = [prepare(board, entry, workspace, plan, data) for entry in entries]
+    _check_different(board, prepared)
     run = BoardRun(run_folder(board, options), plan)
     with open_journal(run.folder) as journal:
         _check_space(run.folder, len(prepared) * data.x.nbytes * len(plan.eps))
@@ -106,9 +108,11 @@ class _Session:
         for entry in entries:
             if entry not in left:
                 self._record(by_name[entry.name])
+        tasks = run_tasks([self._task(entry) for entry in left], self._workers(len(left)))
         try:
-            for message in run_tasks([self._task(entry) for entry in left], self._workers(len(left))):
-                self._take(message, by_name)
+            with closing(tasks):  # an error here must end the workers
+                for message in tasks:
+                    self._take(message, by_name)
         except KeyboardInterrupt:
             raise Interrupted(self._interrupted()) from None
         if self._failed:
@@ -184,6 +188,18 @@ class EntryWork:
         device = find_device(self.options.device, subject.model)
         bench = make_bench(subject.model, device, self.options.width, plan.seed, data.x[0].size)
         run_plan(plan, subject, data, bench, self.known, send)
+
+
+def _check_different(board: Loaded[BoardCard], prepared: Sequence[Prepared]) -> None:
+    """Raises InputError when two entries are one model with the same weights: they would share their rows."""
+    first: dict[str, str] = {}
+    for item in prepared:
+        if item.key in first:
+            raise InputError(
+                f"{board.shown}: entries '{first[item.key]}' and '{item.name}' are the same model"
+                " with the same weights; keep one of them"
+            )
+        first[item.key] = item.name
 
 
 def _check_space(folder: Path, image_bytes: int) -> None:

@@ -11,9 +11,8 @@ import torch
 from robustbench_vit.cards import BoardCard, Entry, Loaded, Workspace
 from robustbench_vit.data import Dataset, load_dataset
 from robustbench_vit.defenses.recipe import apply_architecture
-from robustbench_vit.engine.intake import intake
 from robustbench_vit.errors import RobustbenchError, UnknownNameError
-from robustbench_vit.evaluation import Subject, algorithm_versions, make_subject, run_key
+from robustbench_vit.evaluation import Subject, algorithm_versions, examine, make_subject, run_key
 from robustbench_vit.models.build import build_model
 from robustbench_vit.models.normalise import normalised
 from robustbench_vit.models.weights import load_weights
@@ -39,7 +38,7 @@ class Prepared:
 
 def entry_subject(board: Loaded[BoardCard], entry: Entry, workspace: Workspace) -> Subject:
     """The entry's model: built, its defense's architecture applied, weights loaded strictly, in eval mode."""
-    card = workspace.defense(entry.defense, board.shown).card
+    card = workspace.defense(entry.defense).card
     model = apply_architecture(card, build_model(entry.model, **entry.model_args))
     path = weights_path(board, entry)
     sha256 = load_weights(model, path)
@@ -73,7 +72,7 @@ def board_plan(
     if smoke:
         n = min(n or SMOKE_SAMPLES, SMOKE_SAMPLES, len(data))
     data = data.first(n)
-    versions = algorithm_versions(workspace, card.attacks)
+    versions = algorithm_versions(workspace, card.attacks, board.shown)
     plan = make_plan(workspace, card.attacks, card.norm, card.eps, data, card.seed, versions, board.shown, smoke)
     return plan, data
 
@@ -91,7 +90,7 @@ def prepare(board: Loaded[BoardCard], entry: Entry, workspace: Workspace, plan: 
     """The entry, built and looked at; errors name the board and the entry."""
     try:
         subject = entry_subject(board, entry, workspace)
-        findings = intake(subject.model, torch.from_numpy(data.x), torch.from_numpy(data.y))
+        findings = examine(subject, data, torch.device("cpu"))
     except RobustbenchError as error:
         named = RobustbenchError(f"{board.shown}, entry '{entry.name}': {error}")
         named.exit_code = error.exit_code

@@ -27,6 +27,7 @@ class ModelChoice:
     defense: str | None  # whose architecture change the weights were trained with
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
+    num_classes: int | None = None  # default: the dataset's; the model's own for a user's arrays, which may lack some
 
 
 def chosen_data(name: str, split: str, n: int | None, smoke: bool) -> Dataset:
@@ -43,7 +44,7 @@ def choose_model(choice: ModelChoice, data: Dataset, workspace: Workspace) -> tu
         )
     if (choice.mean is None) != (choice.std is None):
         raise InputError("--mean and --std belong together: give both or neither")
-    args: dict[str, Any] = {"pretrained": True} if choice.pretrained else _shape(data)
+    args: dict[str, Any] = {"pretrained": True} if choice.pretrained else _shape(choice, data)
     model = build_model(choice.name, **args)
     if choice.defense is not None:
         model = apply_architecture(workspace.defense(choice.defense).card, model)
@@ -61,8 +62,10 @@ def choose_model(choice: ModelChoice, data: Dataset, workspace: Workspace) -> tu
     return model.eval(), about
 
 
-def _shape(data: Dataset) -> dict[str, Any]:
-    return {"num_classes": data.num_classes, "in_chans": data.x.shape[1]}
+def _shape(choice: ModelChoice, data: Dataset) -> dict[str, Any]:
+    """The builder's arguments that follow from the data."""
+    classes = choice.num_classes or (None if data.name == "npz" else data.num_classes)
+    return {"in_chans": data.x.shape[1], **({"num_classes": classes} if classes else {})}
 
 
 def numbers(text: str, option: str) -> tuple[float, ...]:

@@ -9,13 +9,15 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from robustbench_vit.engine.cascade import Progress
+from robustbench_vit.engine.stock import Progress
 from robustbench_vit.errors import RobustbenchError
 from robustbench_vit.records.journal import Batch
 
@@ -63,7 +65,6 @@ class Sender:
 
 def _work(connection: Connection, threads: int) -> None:
     """A worker's life: take a task, run it, ask for the next; None ends it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     import torch
 
     torch.set_num_threads(threads)
@@ -93,7 +94,7 @@ class _Worker:
     task: Task | None = None
 
 
-def run_tasks(tasks: Sequence[Task], workers: int, threads: int = 1) -> Iterator[Message]:
+def run_tasks(tasks: Sequence[Task], workers: int, threads: int = 1) -> Generator[Message, None, None]:
     """What the workers report, as it comes; tasks start in order as workers become free.
 
     Closing the iterator (or an exception in its consumer) ends the workers at once.
@@ -117,9 +118,24 @@ def run_tasks(tasks: Sequence[Task], workers: int, threads: int = 1) -> Iterator
 def _start(context: Any, threads: int) -> _Worker:
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, threads), daemon=True)
-    process.start()
+    with _interrupts_held():
+        process.start()
     theirs.close()
     return _Worker(process, ours)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """While open, Ctrl-C waits; processes started meanwhile never hear of it, from their first instruction on.
+
+    Interrupting is the parent's business; a worker would answer with a traceback, even while it is still importing.
+    """
+    resource_tracker.ensure_running()  # when it starts, it lets interrupts through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _give(worker: _Worker, waiting: list[Task]) -> None:

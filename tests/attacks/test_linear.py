@@ -22,14 +22,17 @@ CARDS = [
 CASES = [(loaded.name, norm) for loaded in CARDS for norm in algorithms.get(loaded.card.algorithm).norms]
 ALGORITHM = {loaded.name: loaded.card.algorithm for loaded in CARDS}
 
-SLACK = {("square", "linf"): 1.25, ("square", "l2"): 1.9}
-"""Radius, in units of the optimum, at which an attack must succeed; random search needs more than the 3 % of others."""
+SLACK = {("square", "linf"): 2.4, ("square", "l2"): 3.2}
+"""Radius, in units of the optimum, at which an attack must succeed; the others need 3 % more than the optimum, but
+windows of equal sign cannot follow weights of random sign, and never reach the last row and column alone."""
 SHORTER = {"queries": 1500}
 DISTANCE = {"linf": 0.06, "l2": 0.25}
 """About how far the nearest adversarial example is."""
 
 
-def linear(shape: tuple[int, int, int], classes: int, norm: str, walls: bool = False) -> tuple[nn.Module, Tensor, Tensor]:
+def linear(
+    shape: tuple[int, int, int], classes: int, norm: str, walls: bool = False
+) -> tuple[nn.Module, Tensor, Tensor]:
     """A linear model, eight images and their labels; class 1 is the only one within reach of class 0 and back.
 
     Without `walls` the images are grey enough that the box plays no part; with them a third of the pixels touch it.
@@ -110,3 +113,25 @@ def test_an_attack_succeeds_just_beyond_the_optimum_and_never_before(build, driv
     assert broken(attack, model, start(model, x, y, slack * nearest, attack), drive).tolist() == [True] * rows
     few = build(name, norm, **{k: min(v, 50) for k, v in changes.items()})  # it cannot succeed however long it runs
     assert broken(few, model, start(model, x, y, 0.98 * nearest, few), drive).tolist() == [False] * rows
+
+
+@pytest.mark.parametrize("name", [name for name, norm in CASES if norm == "linf" and ALGORITHM[name] != "square"])
+def test_pixels_at_the_walls_of_the_box_move_one_way_only(build, drive, name):
+    attack = build(name, "linf")
+    model, x, y = linear((2, 5, 6), 3, "linf", walls=True)
+    nearest = optimum_in_box(model, x)
+    assert float((nearest / optimum(model, x, "linf")).min()) > 1.1, "the walls must matter"
+    assert bool(broken(attack, model, start(model, x, y, 1.03 * nearest, attack), drive).all())
+    assert not bool(broken(attack, model, start(model, x, y, 0.98 * nearest, attack), drive).any())
+
+
+@pytest.mark.parametrize(("norm", "walls"), [("linf", False), ("linf", True), ("l2", False)])
+@pytest.mark.parametrize("name", [name for name, algorithm in ALGORITHM.items() if algorithm == "fab"])
+def test_a_minimum_norm_attack_finds_the_distance_itself(build, drive, name, norm, walls):
+    attack = build(name, norm)
+    model, x, y = linear((2, 5, 6), 3, norm, walls)
+    nearest = optimum_in_box(model, x) if walls else optimum(model, x, norm)
+    found = attack.best(drive(attack, model, start(model, x, y, 5 * nearest, attack)))
+    assert bool(found.found.all())
+    assert bool((found.distance >= nearest * (1 - 1e-4)).all())
+    assert bool((found.distance <= 1.02 * nearest).all())

@@ -114,7 +114,7 @@ def test_apgd_ends_where_the_reference_ends(float64, norm, loss):
     torch.testing.assert_close(state.x_best, x_best, rtol=0, atol=1e-9)
     assert state.found.tolist() == (~acc).tolist()
     torch.testing.assert_close(state.adversarial[~acc], x_adversarial[~acc], rtol=0, atol=1e-9)
-    assert 0 < int(state.found.sum()), "the comparison needs rows that fall"
+    assert int(state.found.sum()) > 0, "the comparison needs rows that fall"
     assert (state.step_size < 2 * EPS[norm]).any(), "the comparison needs rows whose step was halved"
 
 
