@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.side_by_side import BOARD, Measured, board, load_entry, machine, ours, reference
 from robustbench_vit.records.record import write_atomic
+from robustbench_vit.running.memory import keep_freed_memory
 
 ENTRIES = ("vit-standard", "cnn-standard", "cnn-pgd-at")
 SAMPLES = {"vit-standard": 200, "cnn-standard": 500, "cnn-pgd-at": 100}
@@ -41,6 +42,7 @@ def compare(entry: str) -> str:
 def main() -> None:
     """Prints and writes the table."""
     torch.set_num_threads(1)
+    keep_freed_memory()  # for both sides
     lines = [compare(entry) for entry in ENTRIES]
     page = "\n".join(
         [

@@ -23,6 +23,7 @@ from robustbench_vit.cards import Loaded, open_workspace
 from robustbench_vit.records.record import write_atomic
 from robustbench_vit.running.board import RunOptions, run_board
 from robustbench_vit.running.entries import chosen, weights_path
+from robustbench_vit.running.memory import keep_freed_memory
 
 SEEDS = (0, 1, 2)
 SIDES = ("ours", "reference")
@@ -84,6 +85,7 @@ def _ours(done: Results, seed: int) -> None:
 def _reference(task: tuple[str, int]) -> tuple[tuple[str, int], list[bool]]:
     """One evaluation by the reference, in a process of one thread."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     entry, seed = task
     model, data = load_entry(entry)
     return task, reference(model, data, seed).robust

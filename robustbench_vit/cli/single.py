@@ -10,6 +10,7 @@ import typer
 from robustbench_vit.cli.app import app, state
 from robustbench_vit.cli.runs import DeviceOption, SamplesOption, WidthOption
 from robustbench_vit.errors import InputError
+from robustbench_vit.running.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from robustbench_vit.records import Record
@@ -56,6 +57,7 @@ def attack(
     from robustbench_vit.running.board import Interrupted
     from robustbench_vit.running.single import ModelChoice, choose_model, chosen_data, numbers
 
+    keep_freed_memory()
     workspace = state(context).workspace
     radii = numbers(eps, "--eps")
     samples = chosen_data(data, split, n, smoke)
@@ -109,6 +111,7 @@ def train(
     from robustbench_vit.progress import training_bar
     from robustbench_vit.running.board import Interrupted
 
+    keep_freed_memory()
     torch.set_num_threads(threads)
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; give a folder")

@@ -17,6 +17,7 @@ from robustbench_vit.engine.oracle import frozen
 from robustbench_vit.engine.pool import Samples
 from robustbench_vit.engine.stock import Progress, Stock
 from robustbench_vit.engine.verify import Verifier
+from robustbench_vit.errors import ModelError
 from robustbench_vit.plan import AttackPlan, Plan
 from robustbench_vit.records.journal import Batch, Known
 from robustbench_vit.records.rows import CleanResult, LaneSpec, credited
@@ -81,6 +82,9 @@ class Cascade:
         for begin in range(0, len(missing), 256):
             at = torch.tensor(missing[begin : begin + 256], device=self._x.device)
             logits = verifier.logits(self._x[at]).float().cpu()
+            if not bool(logits.isfinite().all()):
+                first = self._plan.samples[int(at.cpu()[~logits.isfinite().all(1)][0])]
+                raise ModelError(f"the model returns NaN or infinite logits on the clean sample {first}")
             right = (logits.argmax(1) == self._y[at].cpu()).tolist()
             yield self._keep(
                 Batch(

@@ -20,6 +20,7 @@ from typing import Any
 from robustbench_vit.engine.stock import Progress
 from robustbench_vit.errors import RobustbenchError
 from robustbench_vit.records.journal import Batch
+from robustbench_vit.running.memory import keep_freed_memory
 
 SEND_EVERY = 0.25
 """Seconds without a retired row after which a worker reports its progress all the same."""
@@ -67,6 +68,7 @@ def _work(connection: Connection, threads: int) -> None:
     """A worker's life: take a task, run it, ask for the next; None ends it."""
     import torch
 
+    keep_freed_memory()
     torch.set_num_threads(threads)
     try:
         while (task := connection.recv()) is not None:
