@@ -20,6 +20,7 @@ import torch
 
 from benchmarks.side_by_side import BOARD, board, entry_names, load_entry, machine, reference
 from robustbench_vit.cards import Loaded, open_workspace
+from robustbench_vit.engine.oracle import frozen
 from robustbench_vit.records.record import write_atomic
 from robustbench_vit.running.board import RunOptions, run_board
 from robustbench_vit.running.entries import chosen, weights_path
@@ -88,7 +89,8 @@ def _reference(task: tuple[str, int]) -> tuple[tuple[str, int], list[bool]]:
     keep_freed_memory()
     entry, seed = task
     model, data = load_entry(entry)
-    return task, reference(model, data, seed).robust
+    with frozen(model):  # the reference computes gradients of the weights too, which change nothing but the time
+        return task, reference(model, data, seed).robust
 
 
 def _keep(done: Results, entry: str, side: str, seed: int, robust: list[bool]) -> None:

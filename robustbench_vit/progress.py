@@ -104,7 +104,9 @@ def training_bar(name: str) -> Iterator[Callable[[EpochLog], None]]:
         BarColumn(bar_width=24),
         TextColumn("{task.fields[stand]}"),
     )
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), refresh_per_second=4) as shown:
+    console = Console(stderr=True)
+    silent = not (console.is_terminal or console.is_jupyter)  # log.csv has it all
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=silent, refresh_per_second=4) as shown:
         task = shown.add_task(name, total=None, stand="starting")
 
         def watch(log: EpochLog) -> None:

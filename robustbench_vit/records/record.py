@@ -147,13 +147,15 @@ class Record:
         }
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Writes the record as JSON to `path`, images beside it as .safetensors; atomic. Returns the path."""
+        """Writes the record as JSON to `path`, images beside it as .images.safetensors; atomic. Returns the path."""
         path = Path(path)
         write_atomic(path, (json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n").encode())
         if self.images is not None:
             from safetensors.numpy import save
 
-            write_atomic(path.with_suffix(".safetensors"), save({"adversarials": np.ascontiguousarray(self.images)}))
+            write_atomic(_images_beside(path), save({"adversarials": np.ascontiguousarray(self.images)}))
+        else:
+            _images_beside(path).unlink(missing_ok=True)  # of an older record
         return path
 
     @staticmethod
@@ -167,16 +169,21 @@ class Record:
         if not isinstance(raw, dict) or raw.get("format") != FORMAT:
             raise InputError(f'{path}: not a record of this version; expected "format": "{FORMAT}"')
         try:
-            record = _from_dict(raw)
-        except (KeyError, TypeError, ValueError) as error:
+            record, claimed = _from_dict(raw), raw["protocol_id"]
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise InputError(f"{path}: damaged record: {error!r}") from error
-        if record.protocol_id != raw["protocol_id"]:
+        if record.protocol_id != claimed:
             raise InputError(
-                f"{path}: the protocol does not match its id {raw['protocol_id']} (it hashes to {record.protocol_id});"
+                f"{path}: the protocol does not match its id {claimed} (it hashes to {record.protocol_id});"
                 " the file was altered"
             )
-        images = path.with_suffix(".safetensors")
+        images = _images_beside(path)
         return dataclasses.replace(record, images=_load_images(images)) if images.is_file() else record
+
+
+def _images_beside(path: Path) -> Path:
+    """Where a record's images lie; not NAME.safetensors, which may be the model's weights."""
+    return path.with_suffix(".images.safetensors")
 
 
 def _load_images(path: Path) -> np.ndarray:

@@ -117,6 +117,7 @@ class _Session:
             raise Interrupted(self._interrupted()) from None
         if self._failed:
             raise self._failure()
+        self._run.records = {entry.name: self._run.records[entry.name] for entry in entries}  # not as they finished
 
     def _workers(self, tasks: int) -> int:
         default = (os.cpu_count() or 1) if self._options.device.startswith("cpu") else 1

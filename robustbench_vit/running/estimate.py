@@ -24,7 +24,10 @@ WARM_UP, TIMED = 1, 3
 
 def estimate_board(board: Loaded[BoardCard], workspace: Workspace, options: RunOptions) -> Iterator[str]:
     """The plan in words, line by line. Upper bounds: as if every sample stayed robust to the end."""
+    entries = chosen(board, options.entries)
+    device = find_device(options.device, None)
     plan, data = board_plan(board, workspace, options.n, options.smoke)
+    checked = [prepare(board, entry, workspace, plan, data) for entry in entries]
     stages = build_stages(plan)
     radii = ", ".join(show_number(eps) for eps in plan.eps)
     yield f"{board.name}: {len(data)} samples of {data.name}/{data.split}, {plan.norm}, eps {radii}"
@@ -34,9 +37,7 @@ def estimate_board(board: Loaded[BoardCard], workspace: Workspace, options: RunO
     cost = _total(stages, data.num_classes, plan)
     yield f"a robust sample costs at most {cost.forwards:,} forward and {cost.backwards:,} backward passes"
     yield ""
-    for entry in chosen(board, options.entries):
-        prepared = prepare(board, entry, workspace, plan, data)
-        device = find_device(options.device, prepared.subject.model)
+    for entry, prepared in zip(entries, checked, strict=True):
         bench = make_bench(prepared.subject.model, device, options.width, plan.seed, data.x[0].size)
         x = torch.from_numpy(data.x[:1]).to(device).expand(bench.pool.width, *data.x.shape[1:]).contiguous()
         with placed(bench.model, device), frozen(bench.model):
@@ -45,7 +46,7 @@ def estimate_board(board: Loaded[BoardCard], workspace: Workspace, options: RunO
         parameters = prepared.subject.entry["parameters"]
         yield (
             f"{entry.name}: {entry.model} + {entry.defense}, {parameters:,} parameters, width {len(x)},"
-            f" {memory}at most {_duration(seconds)} on {device}, one thread"
+            f" {memory / 2**20:,.0f} MiB of activations, at most {_duration(seconds)} on {device}, one thread"
         )
 
 
@@ -64,19 +65,30 @@ def _total(stages: list[Stage], classes: int, plan: Plan) -> Cost:
     return Cost(1 + budgets * sum(c.forwards for c in costs), budgets * sum(c.backwards for c in costs))
 
 
-def _measure(model: Callable[[Tensor], Tensor], x: Tensor) -> tuple[float, float, str]:
-    """Seconds of a forward and of a backward pass of the whole batch on one thread, and its memory in words."""
+def _measure(model: Callable[[Tensor], Tensor], x: Tensor) -> tuple[float, float, int]:
+    """Seconds of a forward and of a backward pass of the whole batch on one thread, and bytes kept for the latter."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        if x.is_cuda:
-            torch.cuda.reset_peak_memory_stats()
         forward = _timed(lambda: _forward(model, x), x)
         both = _timed(lambda: _gradient(model, x), x)
     finally:
         torch.set_num_threads(threads)
-    memory = f"{torch.cuda.max_memory_allocated() / 2**20:,.0f} MiB, " if x.is_cuda else ""
-    return forward, max(both - forward, 0.0), memory
+    return forward, max(both - forward, 0.0), _kept(model, x)
+
+
+def _kept(model: Callable[[Tensor], Tensor], x: Tensor) -> int:
+    """Bytes of the tensors that a forward pass keeps for its backward pass."""
+    storages: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        _gradient(model, x)
+    return sum(storages.values())
 
 
 def _forward(model: Callable[[Tensor], Tensor], x: Tensor) -> None:

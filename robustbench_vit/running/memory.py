@@ -1,8 +1,7 @@
 """Tells the C library's allocator to keep what is freed, in processes of our own.
 
-Every step of an attack allocates and frees the same few hundred megabytes of activations. glibc by default gives large
-blocks back to the system at once and gets them again with a page fault per 4 KiB; with a ViT of 8×8 images that was a
-fifth of a worker's time.
+Every step of an attack allocates and frees the same activations. glibc by default gives large blocks back to the system
+at once and gets them again with a page fault per 4 KiB, which shows in a worker's system time.
 """
 
 from __future__ import annotations
@@ -22,4 +21,4 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     settings = ((_M_MMAP_THRESHOLD, _KEEP), (_M_TRIM_THRESHOLD, _KEEP), (_M_TOP_PAD, _KEEP // 16))
-    return all([mallopt(option, value) == 1 for option, value in settings])
+    return all(mallopt(option, value) == 1 for option, value in settings)

@@ -156,8 +156,10 @@ def _hear(worker: _Worker, waiting: list[Task]) -> Iterator[Message]:
     except (EOFError, ConnectionError):
         worker.process.join(timeout=5)
         name, worker.task = worker.task.name if worker.task else "?", None
-        code = worker.process.exitcode
-        yield Message(name, error=RobustbenchError(f"the worker of entry '{name}' died (exit code {code})"), done=True)
+        died = RobustbenchError(
+            f"its worker died (exit code {worker.process.exitcode}); what is decided is kept, run the same command again"
+        )
+        yield Message(name, error=died, done=True)
 
 
 def _end(crew: Sequence[_Worker]) -> None:

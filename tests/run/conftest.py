@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,8 @@ _ATTACKS = {
     "short-apgd": "extends: apgd-ce\nsteps: 12\n",
     "short-apgd-t": "extends: apgd-t\nsteps: 8\ntargets: 3\n",
     "short-fab": "extends: fab-t\nsteps: 6\ntargets: 2\n",
-    "short-square": "extends: square\nqueries: 150\n",
-    "short": "lanes: [short-apgd, short-apgd-t, short-fab, short-square]\n",
+    "short-square": "extends: square\nqueries: 80\n",
+    "short": "lanes: [short-square, short-apgd, short-apgd-t, short-fab]\n",
 }
 _BOARD = f"""{_HEAD}data: {{name: samples.npz, split: test, samples: all}}
 norm: linf
@@ -63,6 +64,14 @@ def write_workspace(folder: Path) -> None:
         shutil.copy(trained, weights / trained.name)
     data = load_dataset("digits").first(SAMPLES)
     np.savez(folder / "samples.npz", x=data.x, y=data.y, index=np.arange(SAMPLES))
+
+
+@pytest.fixture(scope="session")
+def cards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace that nobody changes."""
+    made = tmp_path_factory.mktemp("cards")
+    write_workspace(made)
+    return made
 
 
 @pytest.fixture
@@ -116,23 +125,35 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 Journalled = dict[tuple[Any, ...], tuple[Any, ...]]
 
 
-def journalled(folder: Path) -> Journalled:
-    """Every clean answer and every retired row in a run's journal, by its primary key."""
+@contextmanager
+def _reading(folder: Path) -> Iterator[sqlite3.Connection | None]:
+    """A run's journal, open for reading, or None where there is none yet."""
     path = folder / "journal.sqlite"
     if not path.is_file():
-        return {}
+        yield None
+        return
+    journal = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=PATIENCE)
     try:
-        with sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=PATIENCE) as journal:
-            clean = journal.execute("SELECT * FROM clean").fetchall()
-            rows = journal.execute("SELECT * FROM rows").fetchall()
-    except sqlite3.OperationalError as error:
-        if "no such table" in str(error) or "unable to open" in str(error):  # it is just being made
-            return {}
-        raise
+        made = journal.execute("SELECT count(*) FROM sqlite_master WHERE name IN ('clean', 'rows')").fetchone()[0]
+        yield journal if made == 2 else None
     finally:
-        if "journal" in locals():
-            journal.close()
+        journal.close()
+
+
+def journalled(folder: Path) -> Journalled:
+    """Every clean answer and every retired row in a run's journal, by its primary key."""
+    with _reading(folder) as journal:
+        if journal is None:
+            return {}
+        clean = journal.execute("SELECT * FROM clean").fetchall()
+        rows = journal.execute("SELECT * FROM rows").fetchall()
     return {("clean", *row[:2]): row for row in clean} | {("row", *row[:5]): row for row in rows}
+
+
+def retired(folder: Path) -> int:
+    """How many rows a run's journal holds."""
+    with _reading(folder) as journal:
+        return 0 if journal is None else int(journal.execute("SELECT count(*) FROM rows").fetchone()[0])
 
 
 def outcomes(folder: Path) -> dict[str, tuple[Outcome, ...]]:
@@ -143,6 +164,11 @@ def outcomes(folder: Path) -> dict[str, tuple[Outcome, ...]]:
 @pytest.fixture(name="journalled")
 def _journalled() -> Callable[[Path], Journalled]:
     return journalled
+
+
+@pytest.fixture(name="retired")
+def _retired() -> Callable[[Path], int]:
+    return retired
 
 
 @pytest.fixture(name="outcomes")
@@ -292,7 +318,7 @@ def copied(finished: Finished, folder: Path) -> Path:
     return folder / "runs" / "small"
 
 
-def until(happened: Callable[[], bool], pause: float = 0.002) -> None:
+def until(happened: Callable[[], bool], pause: float = 0.005) -> None:
     """Returns as soon as `happened()` is true; fails when it never is."""
     give_up = time.monotonic() + PATIENCE
     while not happened():

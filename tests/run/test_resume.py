@@ -44,7 +44,15 @@ def test_more_samples_compute_only_what_is_new(
 
 
 def test_killed_at_ten_moments_it_ends_as_if_nothing_had_happened(
-    folder: Path, launch: Any, finished: Any, journalled: Callable[[Path], Any], outcomes: Any, until: Any
+    folder: Path,
+    launch: Any,
+    finished: Any,
+    journalled: Any,
+    retired: Any,
+    outcomes: Any,
+    until: Any,
+    rbvit: Callable[..., Any],
+    given: list[str],
 ) -> None:
     """SIGKILL reaches the parent alone: the workers must notice by themselves, before the next run starts."""
     chance = random.Random(20)
@@ -56,44 +64,55 @@ def test_killed_at_ten_moments_it_ends_as_if_nothing_had_happened(
         if moment in early:  # while it checks, opens the journal, or starts workers
             time.sleep(chance.uniform(0, 1))
         else:
-            wanted = len(kept) + chance.randint(1, 45)
-            until(lambda wanted=wanted: len(journalled(run)) >= wanted or not program.members())
+            wanted = retired(run) + chance.randint(1, 40)
+            until(lambda wanted=wanted: retired(run) >= wanted)
         os.kill(program.pid, signal.SIGKILL)
         assert program.wait().code == -signal.SIGKILL, "it had finished; give it more to do"
         until(lambda program=program: not program.members())
         now = journalled(run)
         assert {key: now[key] for key in kept} == kept
         kept = now
-    assert 0 < len(kept) < len(journalled(finished.run))
-    ended = launch(folder, "run", "small", "--workers", "2").wait()
+    assert retired(run) > 7
+    ended = rbvit("run", "small")
     assert (ended.code, ended.err) == (0, "")
+    assert set(given) <= {"vit", "cnn"}
     assert outcomes(run) == finished.outcomes
     assert {key: row for key, row in journalled(run).items() if key in kept} == kept
 
 
 @pytest.mark.parametrize("moment", ["workers start", "rows retire"])
 def test_ctrl_c_keeps_the_work_and_says_how_to_go_on(
-    moment: str, folder: Path, launch: Any, finished: Any, journalled: Callable[[Path], Any], outcomes: Any, until: Any
+    moment: str,
+    folder: Path,
+    launch: Any,
+    finished: Any,
+    journalled: Any,
+    retired: Any,
+    outcomes: Any,
+    until: Any,
+    rbvit: Callable[..., Any],
+    given: list[str],
 ) -> None:
     run = folder / "runs" / "small"
     program = launch(folder, "run", "small", "--workers", "2")
     if moment == "workers start":
         until(lambda: len(program.members()) >= 4)  # it, a resource tracker, two workers
     else:
-        until(lambda: len(journalled(run)) > 60)
+        until(lambda: retired(run) > 0)
     os.killpg(program.pid, signal.SIGINT)
     ran = program.wait()
     until(lambda: not program.members())
     kept = journalled(run)
-    rows = sum(key[0] == "row" for key in kept)
+    rows = retired(run)
     assert (ran.code, ran.out) == (130, "")
     assert ran.err == (
         f"error: interrupted; {rows} rows of 2 entries are kept in runs/small. Run the same command again to go on.\n"
     )
     assert (rows > 0) == (moment == "rows retire")
     if moment == "rows retire":
-        ended = launch(folder, "run", "small", "--workers", "2").wait()
+        ended = rbvit("run", "small")
         assert (ended.code, ended.err) == (0, "")
+        assert given
         assert {key: row for key, row in journalled(run).items() if key in kept} == kept
         assert outcomes(run) == finished.outcomes
 
