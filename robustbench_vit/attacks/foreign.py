@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from pydantic import Field, StrictInt, StrictStr
 from torch import Tensor
 
@@ -36,12 +37,22 @@ class PyAutoAttack:
     def run(self, model: Any, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         """Images (n, c, h, w) that the reference returns for x and y."""
         reference = self._package()
+        self._require_classes(model, x)
         attack = reference.AutoAttack(
             model, norm=_NORMS[self.norm], eps=eps, version="standard", seed=seed, device=str(x.device)
         )
         attack.attacks_to_run = list(self.attacks)  # with the settings of the standard version
-        adversarial, _ = attack.run_standard_evaluation(x, y, batch_size=len(x))
+        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):  # it seeds the global generator
+            adversarial, _ = attack.run_standard_evaluation(x, y, batch_size=len(x))
         return adversarial
+
+    def _require_classes(self, model: Any, x: Tensor) -> None:
+        """Raises InputError where the reference would crash: its targeted lanes take nine target classes."""
+        targeted = [name for name in self.attacks if name.endswith("-t")]
+        with torch.no_grad():
+            classes = model(x[:1]).shape[1]
+        if targeted and classes < 10:
+            raise InputError(f"pyautoattack's {', '.join(targeted)} needs at least 10 classes, the model has {classes}")
 
     def _package(self) -> Any:
         try:

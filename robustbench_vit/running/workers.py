@@ -156,10 +156,9 @@ def _hear(worker: _Worker, waiting: list[Task]) -> Iterator[Message]:
     except (EOFError, ConnectionError):
         worker.process.join(timeout=5)
         name, worker.task = worker.task.name if worker.task else "?", None
-        died = RobustbenchError(
-            f"its worker died (exit code {worker.process.exitcode}); what is decided is kept, run the same command again"
-        )
-        yield Message(name, error=died, done=True)
+        code = worker.process.exitcode
+        died = f"its worker died (exit code {code}); what is decided is kept, run the same command again"
+        yield Message(name, error=RobustbenchError(died), done=True)
 
 
 def _end(crew: Sequence[_Worker]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robustbench_vit.attacks import algorithms
 from robustbench_vit.attacks.norms import NORMS
-from robustbench_vit.attacks.rows import Access, Oracles, Start, concatenate, probe, take
+from robustbench_vit.attacks.rows import Access, Gradient, Oracles, Start, concatenate, probe, take
 from robustbench_vit.cards import AlgorithmCard, Workspace
 from robustbench_vit.cards.workspace import builtin_layer
 from robustbench_vit.engine.oracle import Oracle
@@ -163,6 +163,72 @@ def test_finished_rows_stay_finished_and_the_passes_are_those_promised(build, no
     else:  # a query that cannot change the image is not asked
         assert 0 < int(most[0]) <= cost.forwards
         assert int(most[1]) == cost.backwards == 0
+
+
+@attacks
+def test_what_was_found_stays_found(build, noise, bumpy, name, norm):
+    attack, model, draws = build(name, norm), bumpy(SHAPE), noise(8)
+    start, oracle = rows(model, 8, attack), Oracle(model)
+    start = dataclasses.replace(start, eps=torch.full((8,), {"linf": 0.5, "l2": 2.0}[norm]))
+    state, found = attack.init(start, draws), torch.zeros(8, dtype=torch.bool)
+    for _ in range(25):
+        oracle.count(8)
+        state = attack.step(state, Oracles(oracle.view(attack.access)), draws)
+        best = attack.best(state)
+        assert bool((best.found | ~found).all())
+        assert bool((model(best.x).argmax(1) != start.y)[best.found].all())
+        found = best.found
+    assert bool(found.any())
+
+
+class Wavering:
+    """A model's view that answers wrong once: all rows in the given call."""
+
+    def __init__(self, wrong_call: int, y: Tensor) -> None:
+        self.calls, self.wrong_call, self.y = 0, wrong_call, y
+        self.shown: dict[int, Tensor] = {}
+
+    def scores(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        rows = torch.arange(len(x)) if rows is None else rows
+        self.calls += 1
+        if self.calls == self.wrong_call:
+            self.shown = {int(row): image for row, image in zip(rows, x.detach().clone(), strict=True)}
+        answer = torch.zeros(len(x), 3).scatter(1, self.y[rows].unsqueeze(1), 1.0)
+        return answer + 1e-3 * x.flatten(1)[:, :3] if self.calls != self.wrong_call else 1 - answer
+
+    def gradient(self, x: Tensor, objective: Any, rows: Tensor | None = None) -> Gradient:
+        at = torch.arange(len(x))
+        logits = self.scores(x, rows)
+        return Gradient(logits, objective(logits, at), torch.ones_like(x))
+
+
+@attacks
+@pytest.mark.parametrize("wrong_call", [2, 6])
+def test_one_wrong_answer_is_remembered_with_its_image(build, noise, name, norm, wrong_call):
+    longer = {"steps": 20} if "steps" in build(name, norm).__dataclass_fields__ else {}
+    attack, draws, y = build(name, norm, **longer), noise(3), torch.tensor([0, 1, 2])
+    x0 = 0.25 + 0.5 * torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(0))
+    state, view = attack.init(Start(x0, y, (y + 1) % 3, torch.full((3,), 9.0)), draws), Wavering(wrong_call, y)
+    for _ in range(10):
+        state = attack.step(state, Oracles(view), draws)
+    best = attack.best(state)
+    assert view.shown
+    assert best.found.tolist() == [row in view.shown for row in range(3)]
+    for row, image in view.shown.items():
+        assert torch.equal(best.x[row], image)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_fab_keeps_the_nearest_image_it_saw(build, noise, bumpy, norm):
+    attack, model, draws = build("fab-t", norm), bumpy(SHAPE), noise(8)
+    start, oracle = rows(model, 8, attack), Oracle(model)
+    state, distance = attack.init(start, draws), torch.full((8,), torch.inf)
+    for _ in range(40):
+        oracle.count(8)
+        state = attack.step(state, Oracles(oracle.view(attack.access)), draws)
+        assert bool((state.distance <= distance).all())
+        distance = state.distance
+    torch.testing.assert_close(NORMS[norm].size(state.adversarial - state.x0), distance)
 
 
 @attacks

@@ -33,13 +33,13 @@ LIES = {
 
 
 class Band(nn.Module):
-    """Class 0 for images whose mean lies in [0.3, 1.0], class 1 for others, NaN around 0.75."""
+    """Class 0 for images whose mean lies in [0.3, 1.0], class 1 for others, NaN in place of class 1 around 0.75."""
 
     def forward(self, x: Tensor) -> Tensor:
         mean = x.flatten(1).mean(1)
         inside = 0.35 - (mean - 0.65).abs()
-        inside = torch.where((mean - 0.75).abs() < 0.01, torch.nan, inside)
-        return torch.stack([inside, torch.zeros_like(inside)], dim=1)
+        outside = torch.where((mean - 0.75).abs() < 0.01, torch.nan, torch.zeros_like(inside))
+        return torch.stack([inside, outside], dim=1)
 
 
 @dataclass(frozen=True)
@@ -215,6 +215,14 @@ def test_the_budget_has_a_tolerance_for_rounding_and_no_more(norm, reach):
     assert not bool(beyond.in_budget)
     assert bool(beyond.finite & beyond.in_box & beyond.misclassified)
     assert float(beyond.distance) == pytest.approx(eps, abs=1e-5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_fails_whatever_the_model_says(value):
+    found = checked(value, 0.2)
+    assert bool(found.misclassified)
+    assert not bool(found.finite)
+    assert not bool(found.holds)
 
 
 def test_the_box_has_none():

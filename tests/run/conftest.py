@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -304,11 +305,18 @@ class Finished:
 @pytest.fixture(scope="session")
 def finished(launch: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A finished run to compare with and to copy; nobody changes it."""
-    folder = tmp_path_factory.mktemp("finished") / "mine"
-    write_workspace(folder)
-    ran = launch(folder, "run", "small", "--workers", "2").wait()
-    assert (ran.code, ran.err) == (0, "")
-    return Finished(folder, ran)
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"  # by the test processes
+    shared.mkdir(exist_ok=True)
+    said, folder = shared / "ran.json", shared / "mine"
+    with (shared / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not said.is_file():
+            write_workspace(folder)
+            ran = launch(folder, "run", "small", "--workers", "2").wait()
+            assert (ran.code, ran.err) == (0, "")
+            said.write_text(json.dumps(asdict(ran)), encoding="utf-8")
+    return Finished(folder, Ran(**json.loads(said.read_text(encoding="utf-8"))))
 
 
 @pytest.fixture
@@ -318,7 +326,7 @@ def copied(finished: Finished, folder: Path) -> Path:
     return folder / "runs" / "small"
 
 
-def until(happened: Callable[[], bool], pause: float = 0.005) -> None:
+def until(happened: Callable[[], bool], pause: float = 0.02) -> None:
     """Returns as soon as `happened()` is true; fails when it never is."""
     give_up = time.monotonic() + PATIENCE
     while not happened():

@@ -125,7 +125,7 @@ def assert_resumes(run: Path, rbvit: Rbvit, journalled: Any, outcomes: Any, fini
     assert outcomes(run) == finished.outcomes
     for name in finished.outcomes:
         fresh, whole = (Record.load(folder / "records" / f"{name}.json").images for folder in (run, finished.run))
-        assert fresh is not None
+        assert fresh is not None and whole is not None  # noqa: PT018
         assert np.array_equal(fresh, whole)
 
 
