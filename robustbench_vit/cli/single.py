@@ -29,9 +29,6 @@ def attack(
     weights: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A .safetensors file, or .pt with tensors only.")
     ] = None,
-    pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="timm's published weights (downloads them).")
-    ] = False,
     defense: Annotated[
         str | None, typer.Option(help="The defense card whose architecture change the weights were trained with.")
     ] = None,
@@ -62,7 +59,7 @@ def attack(
     radii = numbers(eps, "--eps")
     samples = chosen_data(data, split, n, smoke)
     means, stds = (numbers(text, name) if text else None for text, name in ((mean, "--mean"), (std, "--std")))
-    choice = ModelChoice(model, weights, pretrained, defense, means, stds, num_classes)
+    choice = ModelChoice(model, weights, defense, means, stds, num_classes)
     built, about = choose_model(choice, samples, workspace)
     folder = out or Path("runs") / ("attack-smoke" if smoke else "attack")
     try:
@@ -75,7 +72,8 @@ def attack(
         raise Interrupted(
             f"interrupted; what is decided is kept in {folder}. Run the same command again to go on."
         ) from None
-    path = record.save(folder / f"{model}-{card}-{record.protocol_id}.json")
+    name = f"{model}-{about['weights_sha256'][:8]}-{card}-seed-{seed}-{record.protocol_id}"
+    path = record.save(folder / f"{name}.json")
     _print(record, card, path, as_json)
 
 

@@ -149,13 +149,13 @@ class Record:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the record as JSON to `path`, images beside it as .images.safetensors; atomic. Returns the path."""
         path = Path(path)
-        write_atomic(path, (json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n").encode())
         if self.images is not None:
             from safetensors.numpy import save
 
             write_atomic(_images_beside(path), save({"adversarials": np.ascontiguousarray(self.images)}))
         else:
             _images_beside(path).unlink(missing_ok=True)  # of an older record
+        write_atomic(path, (json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n").encode())
         return path
 
     @staticmethod

@@ -23,7 +23,6 @@ class ModelChoice:
 
     name: str
     weights: Path | None
-    pretrained: bool  # timm's published weights, downloaded
     defense: str | None  # whose architecture change the weights were trained with
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
@@ -38,24 +37,23 @@ def chosen_data(name: str, split: str, n: int | None, smoke: bool) -> Dataset:
 
 def choose_model(choice: ModelChoice, data: Dataset, workspace: Workspace) -> tuple[Any, dict[str, Any]]:
     """The model in eval mode, and what a record says of it; raises InputError when its weights are nowhere."""
-    if (choice.weights is None) == (not choice.pretrained):
+    if choice.weights is None:
         raise InputError(
-            f"say where the weights of '{choice.name}' come from: --weights FILE or --pretrained, one of them"
+            f"say where the weights of '{choice.name}' come from: --weights FILE; random ones mean nothing"
         )
     if (choice.mean is None) != (choice.std is None):
         raise InputError("--mean and --std belong together: give both or neither")
-    args: dict[str, Any] = {"pretrained": True} if choice.pretrained else _shape(choice, data)
-    model = build_model(choice.name, **args)
+    model = build_model(choice.name, **_shape(choice, data))
     if choice.defense is not None:
         model = apply_architecture(workspace.defense(choice.defense).card, model)
-    sha256 = load_weights(model, choice.weights) if choice.weights is not None else None
+    sha256 = load_weights(model, choice.weights)
     if choice.mean is not None and choice.std is not None:
         model = normalised(model, choice.mean, choice.std)
     about = {
         "name": choice.name,
         "model": choice.name,
         "defense": choice.defense,
-        "weights": str(choice.weights.name) if choice.weights else "timm",
+        "weights": choice.weights.name,
         "weights_sha256": sha256,
         "normalise": {"mean": list(choice.mean), "std": list(choice.std)} if choice.mean and choice.std else None,
     }

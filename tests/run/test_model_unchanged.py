@@ -92,7 +92,7 @@ def test_the_snapshot_sees_what_could_change(model: Mine) -> None:
     changes: dict[str, Callable[[], Any]] = {
         "mode": lambda: model.features[3].train(),
         "requires_grad": lambda: model.head.requires_grad_(True),
-        "bits": lambda: model.features[1].running_mean.add_(1),
+        "bits": lambda: model.features[1].get_buffer("running_mean").add_(1),
         "grad": lambda: model.zero_grad(),
         "hooks": lambda: model.head.register_forward_hook(lambda *_: None),
         "generator": lambda: torch.rand(1),

@@ -125,7 +125,8 @@ def assert_resumes(run: Path, rbvit: Rbvit, journalled: Any, outcomes: Any, fini
     assert outcomes(run) == finished.outcomes
     for name in finished.outcomes:
         fresh, whole = (Record.load(folder / "records" / f"{name}.json").images for folder in (run, finished.run))
-        assert fresh is not None and whole is not None  # noqa: PT018
+        assert fresh is not None
+        assert whole is not None
         assert np.array_equal(fresh, whole)
 
 
