@@ -1,9 +1,8 @@
 """Verdicts against the authors' AutoAttack: every entry of the digits board, all samples, three seeds a side.
 
-    python -m benchmarks.parity            compute what is missing (resumable) and write docs/parity.md
-    python -m benchmarks.parity --check    only say whether the committed numbers meet the two criteria
-
-The per-sample verdicts are kept in benchmarks/results/parity.json, so that the report can be recomputed.
+`python -m benchmarks.parity` computes what is missing (resumable) and writes docs/parity.md; with `--check` it only says
+whether the committed numbers meet the two criteria. The verdicts of all samples are kept in
+benchmarks/results/parity.json, so that the page can be recomputed.
 """
 
 from __future__ import annotations
