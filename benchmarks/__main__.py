@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.side_by_side import BOARD, Measured, board, load_entry, machine, ours, reference
-from robustbench_vit.records.record import write_atomic
 from robustbench_vit.running.memory import keep_freed_memory
+from robustbench_vit.storage import write_atomic
 
 ENTRIES = ("vit-standard", "cnn-standard", "cnn-pgd-at")
 SAMPLES = {"vit-standard": 200, "cnn-standard": 500, "cnn-pgd-at": 100}

@@ -1,6 +1,6 @@
 """Verdicts against the authors' AutoAttack: every entry of the digits board, all samples, three seeds a side.
 
-`python -m benchmarks.parity` computes what is missing (resumable) and writes docs/parity.md; with `--check` it only says
+`python -m benchmarks.parity` computes what is missing (resumable) and writes docs/parity.md; with `--check` it says
 whether the committed numbers meet the two criteria. The verdicts of all samples are kept in
 benchmarks/results/parity.json, so that the page can be recomputed.
 """
@@ -20,10 +20,10 @@ import torch
 from benchmarks.side_by_side import BOARD, board, entry_names, load_entry, machine, reference
 from robustbench_vit.cards import Loaded, open_workspace
 from robustbench_vit.engine.oracle import frozen
-from robustbench_vit.records.record import write_atomic
 from robustbench_vit.running.board import RunOptions, run_board
 from robustbench_vit.running.entries import chosen, weights_path
 from robustbench_vit.running.memory import keep_freed_memory
+from robustbench_vit.storage import write_atomic
 
 SEEDS = (0, 1, 2)
 SIDES = ("ours", "reference")

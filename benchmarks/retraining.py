@@ -16,10 +16,10 @@ from benchmarks.side_by_side import BOARD, board, machine
 from robustbench_vit.boards import board_folder
 from robustbench_vit.cards import Entry, Loaded, open_workspace
 from robustbench_vit.records import Record
-from robustbench_vit.records.record import write_atomic
 from robustbench_vit.running.board import RunOptions, run_board
 from robustbench_vit.running.entries import chosen
 from robustbench_vit.running.workers import Task, run_tasks
+from robustbench_vit.storage import write_atomic
 
 SEED = 1
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,7 +12,7 @@ from robustbench_vit.cards import BoardCard, Loaded, Workspace
 from robustbench_vit.cards.workspace import builtin_layer
 from robustbench_vit.errors import InputError
 from robustbench_vit.records import Record
-from robustbench_vit.records.record import write_atomic
+from robustbench_vit.storage import write_atomic
 
 
 def board_folder(board: Loaded[BoardCard]) -> Path:

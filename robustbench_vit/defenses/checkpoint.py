@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from robustbench_vit.errors import InputError, WeightsError
-from robustbench_vit.models.weights import write_atomically
+from robustbench_vit.storage import write_atomic
 
 STATE, LOG, RUN, WEIGHTS = "state.pt", "log.csv", "run.json", "weights.safetensors"
 
@@ -43,14 +43,14 @@ def claim(out: Path, run: dict[str, Any]) -> None:
                 f"{out} holds a training run with another {what}; choose another folder, or remove that one"
             )
         return
-    write_atomically(path, json.dumps(run, indent=2, sort_keys=True).encode() + b"\n")
+    write_atomic(path, json.dumps(run, indent=2, sort_keys=True).encode() + b"\n")
 
 
 def save_state(out: Path, state: dict[str, Any]) -> None:
     """Writes all that a resumed run needs, in one file and at once."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_atomically(out / STATE, buffer.getvalue())
+    write_atomic(out / STATE, buffer.getvalue())
 
 
 def load_state(out: Path) -> dict[str, Any] | None:
@@ -70,7 +70,7 @@ def save_log(out: Path, log: list[EpochLog]) -> None:
     writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(EpochLog)], lineterminator="\n")
     writer.writeheader()
     writer.writerows({k: _cell(v) for k, v in dataclasses.asdict(entry).items()} for entry in log)
-    write_atomically(out / LOG, text.getvalue().encode())
+    write_atomic(out / LOG, text.getvalue().encode())
 
 
 def _cell(value: float | int | None) -> str:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import pickle
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +17,7 @@ from safetensors.torch import load as read_safetensors
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from robustbench_vit.errors import StorageError, WeightsError
+from robustbench_vit.errors import WeightsError
 
 NESTED = ("state_dict", "model", "model_state_dict")
 """Keys under which training scripts keep the state dict in a .pt file."""
@@ -54,7 +52,7 @@ def save_weights(model: nn.Module, path: Path | str, metadata: Mapping[str, str]
     """
     state = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
     data = _sorted_header(safetensors_bytes(state, dict(metadata or {})))
-    write_atomically(Path(path), data)
+    write_atomic(Path(path), data)
     return hashlib.sha256(data).hexdigest()
 
 
@@ -70,24 +68,6 @@ def _sorted_header(data: bytes) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + data[end:]
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes `path` so that a reader, or a crash, sees the old file or the new one. Raises StorageError."""
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise StorageError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def _read(path: Path) -> bytes:

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robustbench_vit.errors import InputError, StorageError
+from robustbench_vit.errors import InputError
 from robustbench_vit.records.outcome import Outcome, Status
+from robustbench_vit.storage import write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -218,25 +218,6 @@ def _from_dict(raw: Mapping[str, Any]) -> Record:
 def _outcome(row: dict[str, Any]) -> Outcome:
     pair = row["k_of_m"]
     return Outcome(**{**row, "status": Status(row["status"]), "k_of_m": tuple(pair) if pair else None})
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Writes `content` to `path` so that a reader sees the old file or the whole new one. Raises StorageError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as handle:
-            temporary = Path(handle.name)
-            try:
-                handle.write(content)
-                handle.flush()
-                os.fsync(handle.fileno())
-            except OSError:
-                temporary.unlink(missing_ok=True)
-                raise
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def same_verdicts(a: Iterable[Outcome], b: Iterable[Outcome]) -> dict[str, list[str]]:

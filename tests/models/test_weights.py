@@ -157,5 +157,5 @@ def test_weights_of_another_model_name_every_difference(tmp_path: Path):
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="cannot be written"):
+    with pytest.raises(StorageError, match="cannot write"):
         save_weights(model(), tmp_path / "file" / "w.safetensors")

@@ -18,13 +18,14 @@ BELOW = {
     "errors": set(),
     "registry": {"errors"},
     "stats": {"errors"},
+    "storage": {"errors"},
     "cards": {"errors", "registry"},
     "data": {"errors", "registry"},
-    "records": {"errors", "stats"},
+    "records": {"errors", "stats", "storage"},
     "plan": {"errors", "cards", "data", "records"},
-    "boards": {"errors", "cards", "records", "stats"},
+    "boards": {"errors", "cards", "records", "stats", "storage"},
     "attacks": {"errors", "registry", "cards"},
-    "models": {"errors", "registry"},
+    "models": {"errors", "registry", "storage"},
     "diagnostics": {"errors", "models"},
     "engine": {"errors", "registry", "attacks", "plan", "records"},
     "defenses": {
@@ -38,6 +39,7 @@ BELOW = {
         "models",
         "diagnostics",
         "progress",
+        "storage",
     },
 }
 """What a part of the package may import; parts that are not listed stand at the top and may import all of these."""
