@@ -18,6 +18,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from robustbench_vit.errors import WeightsError
+from robustbench_vit.storage import write_atomic
 
 NESTED = ("state_dict", "model", "model_state_dict")
 """Keys under which training scripts keep the state dict in a .pt file."""
