@@ -156,7 +156,7 @@ def _page(lines: list[str], worst: float, pooled: float, holds: bool) -> str:
             "|---|---|---|---:|---:|---:|",
             *lines,
             "",
-            f"Our mean is above the reference's by at most: {worst:+.2f} points (limit {LIMIT_POINTS}). Pooled permutation",
+            f"Our mean is above theirs by at most: {worst:+.2f} points (limit {LIMIT_POINTS}). Pooled permutation",
             f"test over all entries: p = {pooled:.3f} (limit {LIMIT_P}).",
             f"Both criteria {'hold' if holds else 'DO NOT HOLD'}.",
             "",
