@@ -138,7 +138,7 @@ def test_records_that_cannot_be_written(
     (folder / "runs" / "small" / "records").write_text("in the way", encoding="utf-8")
     ran = rbvit("run", "small", "--entry", "cnn")
     assert (ran.code, ran.out, given) == (2, "", ["cnn"])
-    assert ran.err == "error: cannot write runs/small/records/cnn.json: File exists\n"
+    assert ran.err == "error: cannot write runs/small/records/cnn.images.safetensors: File exists\n"
     before = journalled(folder / "runs" / "small")
     (folder / "runs" / "small" / "records").unlink()
     assert rbvit("run", "small", "--entry", "cnn").code == 0
@@ -212,7 +212,7 @@ def test_a_disk_that_is_full_when_records_are_saved(
         filling.setattr("robustbench_vit.running.board.make_record", _filled_before(little_disk))
         ran = rbvit("run", "small", "--entry", "cnn", "--out", str(run))
     assert (ran.code, ran.out) == (2, "")
-    assert ran.err == f"error: cannot write {run}/records/cnn.json: No space left on device\n"
+    assert ran.err == f"error: cannot write {run}/records/cnn.images.safetensors: No space left on device\n"
     assert left_over(run) == []
     (little_disk / "ballast").unlink()
     assert rbvit("run", "small", "--entry", "cnn", "--out", str(run)).code == 0
