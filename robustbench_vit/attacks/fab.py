@@ -88,7 +88,7 @@ class FAB:
         a = spread((near / (near + far)).clamp(0, self.bias), x)
         x = ((x + self.overshoot * from_x) * (1 - a) + (x0 + self.overshoot * from_x0) * a).clamp(0, 1)
 
-        # 86 % of the iterations end correctly classified and need no gradient here, so the check is a forward pass.
+        # Most iterations end correctly classified and need no gradient here, so the check is a forward pass.
         wrong = oracles.target.scores(x).argmax(1) != state.y
         distance = ball.size(x - x0)
         nearer = wrong & (distance < state.distance)
