@@ -35,6 +35,7 @@ class Start:
     y: Tensor  # (row,) int64, the true classes
     target: Tensor  # (row,) int64, the class aimed at; -1 when the attack is untargeted
     eps: Tensor  # (row,) radius of the budget
+    restart: Tensor  # (row,) int64, which of the attack's independent runs a row is, from 0
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,15 @@ class Gradient:
 class TargetOracle(Protocol):
     """The model as an attack may see it; methods beyond the declared access do not exist.
 
-    `rows` numbers the rows that `x` belongs to (default: all, in order); queries are counted for them.
+    `rows` numbers the rows that `x` belongs to (default: all, in order); queries are counted for them. `draws` > 1
+    averages the gradient over that many draws of a random model; logits and value are those of the last one.
     """
 
     def decisions(self, x: Tensor, rows: Tensor | None = None) -> Tensor: ...
 
     def scores(self, x: Tensor, rows: Tensor | None = None) -> Tensor: ...
 
-    def gradient(self, x: Tensor, objective: Objective, rows: Tensor | None = None) -> Gradient: ...
+    def gradient(self, x: Tensor, objective: Objective, rows: Tensor | None = None, draws: int = 1) -> Gradient: ...
 
 
 @dataclass(frozen=True)

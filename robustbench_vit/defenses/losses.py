@@ -106,7 +106,8 @@ def perturb(attack: Any, model: nn.Module, batch: Batch, eps: float) -> Tensor:
     oracle.count(rows)
     oracles = Oracles(oracle.view(Access.GRADIENT))
     untargeted = torch.full_like(batch.y, -1)
-    state = attack.init(Start(batch.x, batch.y, untargeted, batch.x.new_full((rows,), eps)), batch.noise)
+    radius = batch.x.new_full((rows,), eps)
+    state = attack.init(Start(batch.x, batch.y, untargeted, radius, torch.zeros_like(batch.y)), batch.noise)
     with frozen(model):
         for _ in range(attack.steps):
             state = attack.step(state, oracles, batch.noise)

@@ -116,8 +116,19 @@ class Oracle:
         self.work += len(x)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    def gradient(self, x: Tensor, objective: Objective, rows: Tensor | None = None) -> Gradient:
-        """Logits, objective and its gradient at `x`; one forward and one backward pass counted for each row."""
+    def gradient(self, x: Tensor, objective: Objective, rows: Tensor | None = None, draws: int = 1) -> Gradient:
+        """Logits, objective and its gradient at `x`; a forward and a backward pass counted for each row and draw.
+
+        With several draws of a random model the gradient is their mean, the rest is the last draw's.
+        """
+        answer = self._one_draw(x, objective, rows)
+        total = answer.grad
+        for _ in range(draws - 1):
+            answer = self._one_draw(x, objective, rows)
+            total = total + answer.grad
+        return answer if draws == 1 else Gradient(answer.logits, answer.value, total / draws)
+
+    def _one_draw(self, x: Tensor, objective: Objective, rows: Tensor | None) -> Gradient:
         answers, begin = [], 0
         for size, physical in pieces(len(x), self._sizes):
             at = torch.arange(begin, begin + size, device=x.device)
@@ -187,6 +198,6 @@ class Gradients(Scores):
         super().__init__(oracle)
         self.__oracle = oracle
 
-    def gradient(self, x: Tensor, objective: Objective, rows: Tensor | None = None) -> Gradient:
-        """Logits, objective and gradient at each image."""
-        return self.__oracle.gradient(x, objective, rows)
+    def gradient(self, x: Tensor, objective: Objective, rows: Tensor | None = None, draws: int = 1) -> Gradient:
+        """Logits, objective and gradient at each image; of a random model averaged over `draws`."""
+        return self.__oracle.gradient(x, objective, rows, draws)

@@ -114,7 +114,8 @@ class Pool:
             target = samples.ranking[index, rank]
         keys = torch.tensor([self._key(slot) for slot in new], dtype=torch.int64, device=device)
         eps = torch.full((len(new),), self._eps, dtype=samples.x.dtype, device=device)
-        state = self._attack.init(Start(samples.x[index], samples.y[index], target, eps), Noise(keys))
+        restart = torch.tensor([slot.restart for slot in new], device=device)
+        state = self._attack.init(Start(samples.x[index], samples.y[index], target, eps, restart), Noise(keys))
         nothing = torch.zeros(len(new), dtype=torch.int64, device=device)
         if self._slots:
             state = concatenate([self._state, state])

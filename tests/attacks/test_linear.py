@@ -79,7 +79,7 @@ def optimum_in_box(model: nn.Sequential, x: Tensor) -> Tensor:
 def start(model: nn.Module, x: Tensor, y: Tensor, eps: Tensor, attack: Any) -> Start:
     logits = model(x).detach()
     target = torch.ones_like(y) if attack.targets(logits.shape[1]) else torch.full_like(y, -1)
-    return Start(x, y, target, eps)
+    return Start(x, y, target, eps, torch.zeros_like(y))
 
 
 def broken(attack: Any, model: nn.Module, begin: Start, drive: Any) -> Tensor:

@@ -78,7 +78,7 @@ def run(chosen, net: nn.Module, start: Start, noise):
 
 def start_for(x: Tensor, y: Tensor, norm: str, target: Tensor | None = None) -> Start:
     eps = torch.full((len(x),), EPS[norm], dtype=x.dtype)
-    return Start(x, y, torch.full_like(y, -1) if target is None else target, eps)
+    return Start(x, y, torch.full_like(y, -1) if target is None else target, eps, torch.zeros_like(y))
 
 
 def replayed_start(x: Tensor, norm: str, seed: int) -> Draws:
@@ -182,7 +182,7 @@ def test_square_follows_the_reference_on_one_image(float64, norm, seed):
     _, x_reference = reference.attack_single_run(x, y)
 
     chosen = attack("square", norm, queries=queries)
-    start = Start(x, y, torch.full_like(y, -1), torch.tensor([eps]))
+    start = Start(x, y, torch.full_like(y, -1), torch.tensor([eps]), torch.zeros_like(y))
     state = run(chosen, net, start, _replay(drawn, norm, x.shape))
     assert chosen.access is Access.SCORES
     assert not bool(state.found.any())

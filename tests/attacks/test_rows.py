@@ -49,7 +49,8 @@ def rows(model: nn.Module, n: int, attack: Any, seed: int = 0, largest: float = 
     x = torch.where(torch.rand(x.shape, generator=generator) < 0.3, x.round(), x)
     ranking = model(x).argsort(dim=1, descending=True)
     target = ranking[:, 1] if attack.targets(ranking.shape[1]) else torch.full((n,), -1)
-    return Start(x, ranking[:, 0], target, torch.rand(n, generator=generator) * largest + 1e-3)
+    eps = torch.rand(n, generator=generator) * largest + 1e-3
+    return Start(x, ranking[:, 0], target, eps, torch.zeros_like(target))
 
 
 def tensors(state: Any) -> dict[str, Tensor]:
@@ -126,7 +127,7 @@ def test_a_row_that_joins_later_goes_the_way_it_goes_alone(build, drive, noise, 
     late, early = torch.tensor([3, 4]), torch.tensor([0, 1, 2])
 
     def part(index: Tensor) -> Start:
-        return Start(start.x0[index], start.y[index], start.target[index], start.eps[index])
+        return take(start, index)
 
     state, keys = attack.init(part(early), draws.take(early)), early
     for step in range(9):
@@ -208,7 +209,7 @@ def test_one_wrong_answer_is_remembered_with_its_image(build, noise, name, norm,
     longer = {"steps": 20} if "steps" in build(name, norm).__dataclass_fields__ else {}
     attack, draws, y = build(name, norm, **longer), noise(3), torch.tensor([0, 1, 2])
     x0 = 0.25 + 0.5 * torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(0))
-    state, view = attack.init(Start(x0, y, (y + 1) % 3, torch.full((3,), 9.0)), draws), Wavering(wrong_call, y)
+    state, view = attack.init(Start(x0, y, (y + 1) % 3, torch.full((3,), 9.0), torch.zeros_like(y)), draws), Wavering(wrong_call, y)
     for _ in range(10):
         state = attack.step(state, Oracles(view), draws)
     best = attack.best(state)
