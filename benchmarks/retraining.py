@@ -139,7 +139,7 @@ def _page(lines: list[str], same: int, other: list[str], equal: int) -> str:
             "(training repeats bit for bit on one kind of processor only).",
             "",
             f"Seed {OTHER}: {'all intervals overlap.' if not other else 'apart lie ' + ', '.join(other) + '.'}",
-            "The intervals speak of the draw of test samples, not of the draw of a training seed, so the latter may lie apart.",
+            "The intervals speak of the draw of test samples only, not of that of a training seed.",
             "",
             f"Made with `make evidence` on: {machine()}.",
             "",
