@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from robustbench_vit.attacks.registry import attack_faults, build_attack
-from robustbench_vit.boards import board_folder
+from robustbench_vit.attacks.registry import NORM_NAMES, attack_faults, build_attack
 from robustbench_vit.boards.columns import column_faults
 from robustbench_vit.cards import BoardCard, CascadeCard, Entry, Loaded, Workspace
 from robustbench_vit.cards.workspace import FOLDERS
 from robustbench_vit.errors import CardError, InputError, RobustbenchError, UnknownNameError
+from robustbench_vit.plan import POLICIES
+from robustbench_vit.running.entries import weights_path
 
 
 def check_workspace(workspace: Workspace) -> tuple[int, list[str]]:
@@ -36,7 +37,17 @@ def check_workspace(workspace: Workspace) -> tuple[int, list[str]]:
 def _attack_faults(loaded: Loaded[Any], workspace: Workspace) -> list[str]:
     if not isinstance(loaded.card, CascadeCard):
         return attack_faults(loaded)
-    return _caught(lambda: workspace.lanes(loaded.name))
+    return _caught(lambda: _require_cascade(loaded, workspace))
+
+
+def _require_cascade(loaded: Loaded[CascadeCard], workspace: Workspace) -> None:
+    """Every lane and stand-in exists, and every lane works in the norms it is listed for."""
+    for norm, lanes in workspace.lanes_by_norm(loaded.name).items():
+        for lane in lanes:
+            if norm in NORM_NAMES:
+                build_attack(lane, norm)
+    for name in loaded.card.stand_ins.values():
+        workspace.attack(name, loaded.shown)
 
 
 def board_faults(board: Loaded[BoardCard], workspace: Workspace) -> list[str]:
@@ -85,17 +96,21 @@ def _require_data(card: BoardCard, where: str) -> None:
 
 
 def _require_attack(attack: str, norm: str, workspace: Workspace, where: str) -> None:
-    for lane in workspace.lanes(attack, where):
-        build_attack(lane, norm)
+    for policy in POLICIES:
+        for lane in workspace.lanes(workspace.stand_in(attack, policy, where), norm, where):
+            build_attack(lane, norm)
 
 
 def _entry_faults(entry: Entry, board: Loaded[BoardCard], workspace: Workspace) -> list[str]:
     where = f"{board.shown}, entry '{entry.name}'"
     faults = _caught(lambda: _require_model(entry.model, where))
     faults += _caught(lambda: workspace.defense(entry.defense, where))
-    if not (board_folder(board) / entry.weights).is_file():
+    if not weights_path(board, entry).is_file():
         shown = Path(board.shown).with_suffix("") / entry.weights
         faults.append(f"{where}: no weights file at {shown.as_posix()}; `rbvit train` makes one")
+    names = [other.name for other in board.card.entries]
+    if entry.surrogate is not None and entry.surrogate not in names:
+        faults += [str(UnknownNameError("surrogate entry", entry.surrogate, names, where))]
     if (norm := entry.normalise) and len(norm.mean) != len(norm.std):
         faults.append(f"{where}: normalise has {len(norm.mean)} means and {len(norm.std)} standard deviations")
     return faults

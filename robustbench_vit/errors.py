@@ -16,6 +16,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from robustbench_vit.records import Finding
 
 
 class RobustbenchError(Exception):
@@ -45,7 +49,11 @@ class UnknownNameError(InputError):
 
 
 class ModelError(RobustbenchError):
-    """A model that intake refuses."""
+    """A model that intake refuses; `findings` holds all that intake had found by then, as in a record."""
+
+    def __init__(self, message: str, findings: tuple[Finding, ...] = ()) -> None:
+        self.findings = findings
+        super().__init__(message)
 
 
 class WeightsError(RobustbenchError):

@@ -7,9 +7,9 @@ It isn't called `evaluate`, because importing a submodule of that name would hid
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -18,63 +18,37 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_vit.attacks import NORM_NAMES, algorithms
+from robustbench_vit.attacks.rows import Access
 from robustbench_vit.cards import AlgorithmCard, AttackCard, Loaded, Workspace, open_workspace, parse_number
 from robustbench_vit.data import Dataset, load_dataset
 from robustbench_vit.data.dataset import content_ids
 from robustbench_vit.engine.cascade import Cascade, build_stages
-from robustbench_vit.engine.intake import check_samples, intake
+from robustbench_vit.engine.intake import Declared, Intake, check_samples, intake
 from robustbench_vit.engine.lanes import Bench
 from robustbench_vit.engine.pool import PoolSettings
 from robustbench_vit.engine.stock import Progress
 from robustbench_vit.errors import InputError, UnknownNameError
-from robustbench_vit.plan import Plan, make_plan
-from robustbench_vit.provenance import provenance
-from robustbench_vit.records import Finding, Outcome, Record, Status
+from robustbench_vit.plan import POLICIES, Plan, make_plan
+from robustbench_vit.recording import judged_attacks, judgement_key, make_record, outcomes_of
+from robustbench_vit.records import Record
 from robustbench_vit.records.journal import Batch, Known, open_journal
 from robustbench_vit.records.record import canonical
-from robustbench_vit.records.rows import breaking_row, outcome
+from robustbench_vit.records.rows import UNTARGETED
+from robustbench_vit.subject import Subject, find_device, make_subject, placed
 
 Watcher = Callable[[Batch, Progress | None], None]
 """Told of every batch as it is decided."""
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A model under evaluation, and what a record says of it."""
-
-    model: Any
-    entry: Mapping[str, Any]
-    fingerprint: str  # of architecture and weights
-
-
-def make_subject(model: Any, entry: Mapping[str, Any] | None = None) -> Subject:
-    """The model with its number of parameters and a fingerprint of its weights."""
-    parameters = sum(p.numel() for p in model.parameters()) if isinstance(model, nn.Module) else None
-    named = {"name": type(model).__name__, **(entry or {})}
-    return Subject(model, {**named, "parameters": parameters}, fingerprint(model))
-
-
-def fingerprint(model: Any) -> str:
-    """A sha256 of a module's structure, state and buffers; of a plain callable only its name is known."""
-    digest = hashlib.sha256()
-    if not isinstance(model, nn.Module):
-        digest.update(f"callable {getattr(model, '__qualname__', type(model).__qualname__)}".encode())
-        return digest.hexdigest()
-    digest.update(repr(model).encode())
-    # Buffers that no checkpoint holds decide answers too: a normalisation's mean and std, for one.
-    for name, value in {**dict(model.named_buffers()), **model.state_dict()}.items():
-        digest.update(name.encode())
-        if isinstance(value, Tensor):
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def algorithm_versions(workspace: Workspace, attacks: Sequence[str], where: str | None = None) -> dict[str, int]:
+def algorithm_versions(
+    workspace: Workspace, attacks: Sequence[str], norm: str, where: str | None = None
+) -> dict[str, int]:
     """The version of every algorithm that the attack cards use; raises UnknownNameError for unknown ones.
 
     `where` is the card that names the attacks, if one does.
     """
-    lanes = [lane for name in attacks for lane in workspace.lanes(name, where)]
+    names = [workspace.stand_in(name, policy, where) for name in attacks for policy in POLICIES]
+    lanes = [lane for name in dict.fromkeys(names) for lane in workspace.lanes(name, norm, where)]
     return {lane.card.algorithm: algorithms.get(lane.card.algorithm, lane.shown).algorithm_version for lane in lanes}
 
 
@@ -82,6 +56,7 @@ def run_key(subject: Subject, plan: Plan) -> str:
     """Identifies the rows that may be reused: same weights, samples, verification, precision and seed."""
     data = {k: v for k, v in plan.protocol["data"].items() if k not in ("n", "sample_ids_sha256")}
     shared = {k: plan.protocol[k] for k in ("schema", "norm", "precision", "verification", "criterion")}
+    shared["policy"] = plan.policy
     return hashlib.sha256(
         canonical({"model": subject.fingerprint, "data": data, "seed": plan.seed, **shared}).encode()
     ).hexdigest()
@@ -93,53 +68,38 @@ def default_width(pixels: int, device: torch.device) -> int:
     return min(max(2 ** (room.bit_length() - 1) if room else 8, 8), 256 if device.type == "cpu" else 1024)
 
 
-def make_bench(model: Any, device: torch.device, width: int | None, seed: int, pixels: int) -> Bench:
+def make_bench(model: Any, device: torch.device, width: int | None, plan: Plan, pixels: int) -> Bench:
     """How the engine may use the model; `width` None chooses one."""
     if width is not None and width < 1:
         raise InputError(f"width must be at least 1, got {width}")
     width = width or default_width(pixels, device)
     # Below a physical batch of 64 a CPU's passes get slower per row; an accelerator wants all its slots filled.
     speculate_to = min(width, 64) if device.type == "cpu" else width
-    return Bench(model, device, width, PoolSettings(width, speculate_to), seed)
+    return Bench(model, device, width, PoolSettings(width, speculate_to), plan.seed, plan.draws)
 
 
-def find_device(device: str | torch.device | None, model: Any) -> torch.device:
-    """The device asked for, else the model's own; raises InputError for one that doesn't exist."""
-    if device is None:
-        first = next(iter(model.parameters()), None) if isinstance(model, nn.Module) else None
-        return first.device if first is not None else torch.device("cpu")
-    try:
-        found = torch.device(device)
-        torch.empty(1, device=found)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device '{device}' cannot be used here: {str(error).splitlines()[0]}") from error
-    return found
-
-
-@contextmanager
-def placed(model: Any, device: torch.device) -> Iterator[None]:
-    """While open, the module is on `device`; afterwards it is back where it was."""
-    if not isinstance(model, nn.Module):
-        yield
-        return
-    home = find_device(None, model)
-    try:
-        model.to(device)
-        yield
-    finally:
-        model.to(home)
-
-
-def examine(subject: Subject, data: Dataset, device: torch.device) -> list[Finding]:
-    """The findings of intake; raises InputError and ModelError for samples and models that cannot be evaluated."""
+def examine(subject: Subject, data: Dataset, device: torch.device) -> Intake:
+    """What intake found; raises InputError and ModelError for samples and models that cannot be evaluated."""
     x, y = torch.from_numpy(data.x), torch.from_numpy(data.y)
     check_samples(x, y)
     with placed(subject.model, device):
-        return intake(subject.model, x.to(device), y.to(device))
+        return intake(subject.model, x.to(device), y.to(device), subject.declared)
 
 
-def run_plan(plan: Plan, subject: Subject, data: Dataset, bench: Bench, known: Known, watch: Watcher) -> None:
-    """Computes what `known` doesn't hold yet, telling `watch` of every batch; for models that passed `examine`."""
+def run_plan(
+    plan: Plan,
+    subject: Subject,
+    data: Dataset,
+    bench: Bench,
+    known: Known,
+    watch: Watcher,
+    surrogate: Any | None = None,
+    judge: bool = True,
+) -> None:
+    """Computes what `known` doesn't hold yet, telling `watch` of every batch; for models that passed `examine`.
+
+    With `judge` it also looks for masked gradients; `surrogate` is a model whose adversarial images are tried too.
+    """
     x = torch.from_numpy(data.x).to(bench.device)
     y = torch.from_numpy(data.y).to(bench.device)
     with placed(subject.model, bench.device):
@@ -147,68 +107,40 @@ def run_plan(plan: Plan, subject: Subject, data: Dataset, bench: Bench, known: K
         with closing(cascade.run()) as batches:  # an error in `watch` must not leave the model frozen
             for batch in batches:
                 watch(batch, cascade.progress)
+        if judge and judged_attacks(plan):
+            with placed(surrogate, bench.device):
+                for batch in _judgements(plan, subject, x, y, bench.seed, known, surrogate):
+                    known.add(batch)
+                    watch(batch, cascade.progress)
 
 
-def outcomes_of(plan: Plan, known: Known) -> tuple[Outcome, ...]:
-    """The outcomes that retired rows amount to; what hasn't run yet is 'not_run'."""
-    if not all(sample in known.clean for sample in plan.samples):
-        return tuple(
-            Outcome(sample, attack.name, plan.norm, eps, "untargeted", Status.NOT_RUN)
-            for eps in plan.eps
-            for attack in plan.attacks
-            for sample in plan.samples
+def _judgements(
+    plan: Plan, subject: Subject, x: Tensor, y: Tensor, seed: int, known: Known, surrogate: Any | None
+) -> Iterator[Batch]:
+    """The reliability of every number that hasn't one yet, as notes for the journal."""
+    from robustbench_vit.diagnostics.reliability import LaneAccess, assess
+
+    missing = [
+        (attack, eps) for attack, eps in judged_attacks(plan) if judgement_key(plan, attack, eps) not in known.notes
+    ]
+    for attack, eps in missing:
+        (stage,) = [stage for stage in build_stages(plan) if stage.plan.name == attack]
+        asked = [o for o in outcomes_of(plan, known) if (o.attack, o.eps, o.criterion) == (attack, eps, UNTARGETED)]
+        found = assess(
+            subject.model,
+            x,
+            y,
+            plan.norm,
+            eps,
+            seed,
+            asked,
+            [LaneAccess(lane.plan.name, getattr(lane.attack, "access", Access.GRADIENT)) for lane in stage.lanes],
+            randomness=subject.declared.randomness,
+            policy=plan.policy,
+            surrogate=surrogate,
+            allowance_forwards=sum(o.forwards + 2 * o.backwards for o in asked) // 20,
         )
-    classes = len(next(iter(known.clean.values())).logits) // 4
-    return tuple(
-        outcome(stage.plan.name, plan.norm, specs, eps, known.clean[sample], known.rows)
-        for eps in plan.eps
-        for stage in build_stages(plan)
-        for specs in [stage.specs(classes)]
-        for sample in plan.samples
-    )
-
-
-def complete(plan: Plan, known: Known) -> bool:
-    """Whether nothing is left to compute."""
-    return all(o.status is not Status.NOT_RUN for o in outcomes_of(plan, known))
-
-
-def make_record(
-    plan: Plan,
-    subject_entry: Mapping[str, Any],
-    data: Dataset,
-    known: Known,
-    findings: Sequence[Finding],
-    run: Mapping[str, Any],
-    images: bool,
-) -> Record:
-    """The record of a finished run; `run` adds to its provenance (device, width, workers, …)."""
-    return Record(
-        entry=subject_entry,
-        protocol=plan.protocol,
-        outcomes=outcomes_of(plan, known),
-        findings=tuple(findings),
-        provenance={
-            **provenance(),
-            **run,
-            "seed": plan.seed,
-            "seconds": {name: round(seconds, 2) for name, seconds in known.seconds.items()},
-            "wasted_passes": dict(known.wasted),
-        },
-        images=_images(plan, data, known) if images else None,
-    )
-
-
-def _images(plan: Plan, data: Dataset, known: Known) -> np.ndarray:
-    """(n, c, h, w): adversarial images under the last attack and the first eps, clean ones where there is none."""
-    classes = len(next(iter(known.clean.values())).logits) // 4
-    specs = build_stages(plan)[-1].specs(classes)
-    images = data.x.copy()
-    for i, sample in enumerate(plan.samples):
-        row = breaking_row(specs, plan.eps[0], sample, known.rows) if known.clean[sample].correct else None
-        if row is not None and row.image is not None:
-            images[i] = np.frombuffer(row.image, np.float32).reshape(images[i].shape)
-    return images
+        yield Batch(attack, notes=((judgement_key(plan, attack, eps), json.dumps(found.to_dict())),))
 
 
 def arrays_dataset(x: Any, y: Any) -> Dataset:
@@ -246,6 +178,10 @@ def evaluate(
     entry: Mapping[str, Any] | None = None,
     smoke: bool = False,
     watch: Watcher | None = None,
+    randomness: str | None = None,
+    clean_accuracy: float | None = None,
+    surrogate: Any | None = None,
+    reliability: bool = True,
 ) -> Record:
     """The record of `model` under an attack card: who falls, to what, at what cost.
 
@@ -255,7 +191,7 @@ def evaluate(
         x: float images (n, c, h, w) in [0, 1]; or a Dataset, or a dataset's name (its test split), which bring y along.
         y: int64 labels (n,).
         attack: an attack card's name in the workspace, or a card.
-        norm: 'linf' or 'l2'.
+        norm: 'linf', 'l2' or 'l1'.
         eps: radius of the budget, or several for a curve; '8/255' is legal.
         seed: of the keyed noise; equal seeds give equal results whatever the width or order of samples.
         device: where to run; default: where the model is.
@@ -264,6 +200,13 @@ def evaluate(
         progress: show a progress bar.
         out: a folder for the journal; the same call again resumes.
         workspace: where cards are looked up; default: the built-in ones and the current folder's.
+        entry: what the record shall say of the model (name, defense, …).
+        smoke: few samples' worth of steps, to see that it runs; its numbers mean nothing.
+        watch: called with every batch as it is decided.
+        randomness: what in the model is random, in words; a model that answers at random without it is refused.
+        clean_accuracy: what it should be on these samples, in [0, 1]; intake refuses a model that is far from it.
+        surrogate: another model, whose adversarial images are tried on this one to find masked gradients.
+        reliability: look for masked gradients, for at most a twentieth of the passes.
 
     Raises InputError, CardError, ModelError or StorageError (all RobustbenchError) before any work where it can.
     """
@@ -275,14 +218,17 @@ def evaluate(
     radii = tuple(_radius(value) for value in (eps if isinstance(eps, (list, tuple)) else [eps]))
     if not radii:
         raise InputError("eps is an empty list; give at least one radius")
-    plan = make_plan(workspace, [name], norm, radii, data, seed, algorithm_versions(workspace, [name]), smoke=smoke)
+    plan = make_plan(
+        workspace, [name], norm, radii, data, seed, algorithm_versions(workspace, [name], norm), smoke=smoke
+    )
     build_stages(plan)
     where = find_device(device, model)
-    bench = make_bench(model, where, width, seed, data.x[0].size)
-    subject = make_subject(model, entry)
+    subject = make_subject(model, entry, Declared(randomness, clean_accuracy))
     if out is not None and not isinstance(model, nn.Module):
         raise InputError("a run that can be resumed needs an nn.Module: a plain callable has no weights to know it by")
-    findings = examine(subject, data, where)
+    seen = examine(subject, data, where)
+    plan = plan.under(seen.policy)
+    bench = make_bench(model, where, width, plan, data.x[0].size)
     with ExitStack() as stack:
         known, keep = Known(), watch or (lambda batch, progress: None)
         if progress:
@@ -294,9 +240,9 @@ def evaluate(
             run = journal.run(run_key(subject, plan), subject.entry["name"])
             known = journal.known(run)
             keep = _both(lambda batch, progress: journal.append(run, [batch]), keep)
-        run_plan(plan, subject, data, bench, known, keep)
+        run_plan(plan, subject, data, bench, known, keep, surrogate, judge=reliability)
     ran = {"device": str(where), "width": bench.pool.width, "threads": torch.get_num_threads(), "workers": 0}
-    return make_record(plan, subject.entry, data, known, findings, ran, adversarials)
+    return make_record(plan, subject.entry, data, known, seen.findings, ran, adversarials)
 
 
 def _both(first: Watcher, second: Watcher) -> Watcher:

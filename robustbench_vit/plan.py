@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from robustbench_vit.cards import AlgorithmCard, Loaded, Workspace
+from robustbench_vit.cards import AlgorithmCard, Loaded, Policy, Workspace
+from robustbench_vit.cards.frozen import deviations
 from robustbench_vit.cards.workspace import resolved
 from robustbench_vit.data import Dataset
 from robustbench_vit.errors import InputError
@@ -16,12 +18,14 @@ from robustbench_vit.records.record import canonical, protocol_id
 VERIFICATION = {
     "precision": "IEEE float32",
     "physical_batch": 16,
-    "budget_tolerance": 1e-6,  # added to eps: rounding of x0 ± eps in float32
+    "budget_tolerance": 1e-6,  # times max(eps, 1), added to eps: rounding of x0 ± eps in float32
     "box": [0, 1],
     "criterion": "the largest logit belongs to another class than the label",
+    "draws": 20,  # of a model that answers at random; a sample is broken by majority when more than half are wrong
 }
 """How a counted adversarial example is rechecked; part of every protocol."""
 
+POLICIES: tuple[Policy, ...] = ("A", "B", "C")
 SMOKE_SAMPLES = 32
 _SMOKE_LIMITS = {"steps": 4, "queries": 40, "targets": 2, "restarts": 1}
 
@@ -49,11 +53,12 @@ class LanePlan:
 
 @dataclass(frozen=True)
 class AttackPlan:
-    """An attack card and the lanes it stands for."""
+    """An attack card and the lanes it stands for, under the policy of the plan."""
 
     name: str
     lanes: tuple[LanePlan, ...]
     resolved: Mapping[str, Any]
+    by_policy: Mapping[Policy, tuple[LanePlan, ...]]
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,17 @@ class Plan:
     samples: tuple[str, ...]
     seed: int
     protocol: Mapping[str, Any]
+    policy: Policy = "A"
+
+    def under(self, policy: Policy) -> Plan:
+        """This plan for a model that intake put under `policy`: the same protocol, with the stand-ins' lanes."""
+        attacks = tuple(dataclasses.replace(attack, lanes=attack.by_policy[policy]) for attack in self.attacks)
+        return dataclasses.replace(self, attacks=attacks, policy=policy)
+
+    @property
+    def draws(self) -> int:
+        """How often a model is asked about a candidate when it is rechecked."""
+        return int(VERIFICATION["draws"]) if self.policy == "B" else 1
 
     @property
     def protocol_id(self) -> str:
@@ -100,13 +116,17 @@ def make_plan(
     protocol = {
         "schema": 1,
         "profile": "smoke" if smoke else "full",
-        "policy": "A",  # deterministic, differentiable models: every lane sees the model itself
         "criterion": "untargeted",
         "norm": norm,
         "eps": list(eps),
         "precision": "float32",
         "attacks": {plan.name: plan.resolved for plan in plans},
-        "algorithm_versions": {lane.resolved["algorithm"]: lane.algorithm_version for p in plans for lane in p.lanes},
+        "algorithm_versions": {
+            lane.resolved["algorithm"]: lane.algorithm_version
+            for plan in plans
+            for lanes in plan.by_policy.values()
+            for lane in lanes
+        },
         "data": data_protocol(data),
         "verification": VERIFICATION,
     }
@@ -128,19 +148,41 @@ def data_protocol(data: Dataset) -> dict[str, Any]:
 def _attack_plan(
     workspace: Workspace, name: str, norm: str, versions: Mapping[str, int], where: str | None, smoke: bool
 ) -> AttackPlan:
-    loaded = workspace.attack(name, where)
-    lanes = workspace.lanes(name, where)
-    if smoke:
-        lanes = [_shortened(lane) for lane in lanes]
-    whole = resolved(loaded.card, lanes)
-    return AttackPlan(
-        name,
-        tuple(
+    resolved = resolve_attack(workspace, name, norm, where, smoke)
+    by_policy: dict[Policy, tuple[LanePlan, ...]] = {}
+    for policy in POLICIES:
+        card = workspace.stand_in(name, policy, where)
+        whole = resolved if card == name else resolved["stand_ins"][policy]
+        lanes = _lanes(workspace, card, norm, where, smoke)
+        by_policy[policy] = tuple(
             LanePlan(lane, step, versions[lane.card.algorithm], norm)
             for lane, step in zip(lanes, whole["lanes"], strict=True)
-        ),
-        whole,
-    )
+        )
+    return AttackPlan(name, by_policy["A"], resolved, by_policy)
+
+
+def resolve_attack(
+    workspace: Workspace, name: str, norm: str, where: str | None = None, smoke: bool = False
+) -> dict[str, Any]:
+    """What of an attack card decides numbers, as protocols hold it: its lanes' settings and those of its stand-ins.
+
+    A card that borrows the name of a published protocol without being it also says in which fields it differs.
+    """
+    whole = resolved(workspace.attack(name, where).card, _lanes(workspace, name, norm, where, smoke))
+    others = {policy: workspace.stand_in(name, policy, where) for policy in POLICIES}
+    stand_ins = {
+        policy: {"name": card, **resolve_attack(workspace, card, norm, where, smoke)}
+        for policy, card in others.items()
+        if card != name
+    }
+    found = {**whole, "stand_ins": stand_ins} if stand_ins else dict(whole)
+    differs = deviations(name, norm, whole["lanes"])
+    return {**found, "custom": differs} if differs else found
+
+
+def _lanes(workspace: Workspace, name: str, norm: str, where: str | None, smoke: bool) -> list[Loaded[AlgorithmCard]]:
+    lanes = workspace.lanes(name, norm, where)
+    return [_shortened(lane) for lane in lanes] if smoke else lanes
 
 
 def _shortened(lane: Loaded[AlgorithmCard]) -> Loaded[AlgorithmCard]:
@@ -160,3 +202,5 @@ def check_eps(norm: str, eps: float, pixels: int) -> None:
         raise InputError(
             f"eps {eps:g} in l2 reaches every image in [0, 1] with {pixels} pixel values; did you mean {eps:g}/255?"
         )
+    if norm == "l1" and eps > pixels:
+        raise InputError(f"eps {eps:g} in l1 reaches every image in [0, 1] with {pixels} pixel values")

@@ -14,7 +14,7 @@ from robustbench_vit.attacks.losses import LOSSES, TARGETED
 from robustbench_vit.attacks.noise import Noise
 from robustbench_vit.attacks.norms import NORMS
 from robustbench_vit.attacks.registry import NormName, algorithms, settings
-from robustbench_vit.attacks.rows import Access, Candidates, Cost, Oracles, Start, pick, spread
+from robustbench_vit.attacks.rows import Access, Candidates, Cost, Gradient, Oracles, Start, pick, spread
 from robustbench_vit.cards import Number
 
 START = 0  # noise stream
@@ -49,15 +49,12 @@ class APGDState:
     found: Tensor  # bool (row,)
 
 
-@algorithms.register("apgd")
-@settings
-class APGD:
-    """Momentum steps whose size halves where the loss stops improving."""
+@dataclass(frozen=True, kw_only=True)
+class Ascent:
+    """What every form of Auto-PGD states on its card, and how it asks the model."""
 
     lane: ClassVar[Literal["rows"]] = "rows"
     access: ClassVar[Access] = Access.GRADIENT
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
-    algorithm_version: ClassVar[int] = 1
     stop: ClassVar[Literal["first", "exhausted"]] = "first"
 
     norm: NormName
@@ -65,12 +62,8 @@ class APGD:
     steps: Annotated[StrictInt, Field(ge=1)]
     restart_count: Annotated[StrictInt, Field(ge=1, alias="restarts")]
     target_count: Annotated[StrictInt, Field(ge=0, alias="targets")]  # 0: untargeted
+    draws: Annotated[StrictInt, Field(ge=1)]  # of a random model, over which a gradient is averaged
     step_size: Annotated[Number, Field(gt=0)]  # the first one, times eps
-    momentum: Annotated[Number, Field(ge=0, le=1)]  # weight of the new step; 1 is no momentum
-    rise_fraction: Annotated[Number, Field(ge=0, le=1)]  # a window with at most this share of rises halves the step
-    first_window: Annotated[Number, Field(gt=0, le=1)]  # times steps
-    window_decrease: Annotated[Number, Field(gt=0, le=1)]  # times steps
-    last_window: Annotated[Number, Field(gt=0, le=1)]  # times steps
 
     def __post_init__(self) -> None:
         if (self.loss in TARGETED) != (self.target_count > 0):
@@ -82,9 +75,33 @@ class APGD:
     def targets(self, num_classes: int) -> int:
         return min(self.target_count, num_classes - 1)
 
-    def cost(self, num_classes: int) -> Cost:
-        passes = self.restart_count * max(self.targets(num_classes), 1) * (self.steps + 1)
+    def cost_of(self, points: int, num_classes: int) -> Cost:
+        """Passes when every row asks about this many points."""
+        passes = self.restart_count * max(self.targets(num_classes), 1) * points * self.draws
         return Cost(passes, passes)
+
+    def ask(self, oracles: Oracles, x: Tensor, y: Tensor, target: Tensor) -> Gradient:
+        """The model's answer at `x` (row, c, h, w) with the loss as objective."""
+        loss, several = LOSSES[self.loss], {"draws": self.draws} if self.draws > 1 else {}
+        return oracles.target.gradient(x, lambda z, at: loss(z, y[at], target[at]), **several)
+
+
+@algorithms.register("apgd")
+@settings
+class APGD(Ascent):
+    """Momentum steps whose size halves where the loss stops improving."""
+
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    algorithm_version: ClassVar[int] = 1
+
+    momentum: Annotated[Number, Field(ge=0, le=1)]  # weight of the new step; 1 is no momentum
+    rise_fraction: Annotated[Number, Field(ge=0, le=1)]  # a window with at most this share of rises halves the step
+    first_window: Annotated[Number, Field(gt=0, le=1)]  # times steps
+    window_decrease: Annotated[Number, Field(gt=0, le=1)]  # times steps
+    last_window: Annotated[Number, Field(gt=0, le=1)]  # times steps
+
+    def cost(self, num_classes: int) -> Cost:
+        return self.cost_of(self.steps + 1, num_classes)
 
     def init(self, start: Start, noise: Noise) -> APGDState:
         ball, x0 = NORMS[self.norm], start.x0
@@ -116,8 +133,7 @@ class APGD:
 
     def step(self, state: APGDState, oracles: Oracles, noise: Noise) -> APGDState:
         """Asks about `x`, keeps the books, and moves on."""
-        loss = LOSSES[self.loss]
-        answer = oracles.target.gradient(state.x, lambda z, at: loss(z, state.y[at], state.target[at]))
+        answer = self.ask(oracles, state.x, state.y, state.target)
         wrong = answer.logits.argmax(1) != state.y
         first = state.asked == 0
         better = first | (answer.value > state.loss_best)

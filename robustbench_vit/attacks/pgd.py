@@ -40,7 +40,7 @@ class PGD:
 
     lane: ClassVar[Literal["rows"]] = "rows"
     access: ClassVar[Access] = Access.GRADIENT
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
     algorithm_version: ClassVar[int] = 1
     stop: ClassVar[Literal["first", "exhausted"]] = "first"
 
@@ -86,7 +86,7 @@ class PGD:
             want_gradient=state.steps_taken < self.steps,
         )
         wrong = answer.logits.argmax(1) != state.y
-        x = state.x + spread(self.step_size * state.eps, state.x) * ball.steepest(answer.grad)
+        x = state.x + spread(self.step_size * state.eps, state.x) * ball.steepest_from(state.x, answer.grad)
         return dataclasses.replace(
             state,
             x=ball.project(x, state.x0, state.eps),

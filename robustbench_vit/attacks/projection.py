@@ -1,44 +1,66 @@
-"""The nearest point of a hyperplane inside the box [0, 1], exactly, by sorting (arXiv:1907.02044, sec. 3.1)."""
+"""The nearest point of a hyperplane inside the box [0, 1], exactly (arXiv:1907.02044, sec. 3.1)."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-FLAT = 1e-8
-"""Weights smaller than this move nothing (the reference's threshold in l2)."""
+FLAT = {"linf": 0.0, "l2": 1e-8, "l1": 1e-8}
+"""Weights up to this size move nothing (the reference's thresholds)."""
 
 
 def onto_hyperplane(x: Tensor, w: Tensor, b: Tensor, norm: str) -> Tensor:
     """d (row, pixels) of least norm with w·(x + d) = b and x + d in [0, 1].
 
     x and w are (row, pixels), b is (row,). Where the box lies wholly on one side, every pixel goes as far as it may.
-
-    Each pixel moves against the sign of its weight. With λ the size of the multiplier it moves min(λ u, room), where
-    u = 1 (linf) or |w| (l2) and room is the way to the box's wall. The gap closed, Σ |w| min(λ u, room), is piecewise
-    linear and increasing in λ with kinks at room / u: sort the kinks and find the piece that closes the gap.
+    Each pixel moves against the sign of its weight, by at most its room, the way to the box's wall. Between pixels of
+    equal weight l1 leaves the choice open; the first in order moves first.
     """
     gap = (w * x).sum(1) - b
     w = torch.where(gap.unsqueeze(1) >= 0, w, -w)  # now pixels move against w to lower w·x by |gap|
     gap = gap.abs()
-    room = torch.where(w > 0, x, 1 - x)
-    weight = w.abs()
-    moves = weight > (FLAT if norm == "l2" else 0.0)
-    unit = weight if norm == "l2" else torch.ones_like(weight)
-    kink = torch.where(moves, room / torch.where(moves, unit, 1.0), torch.inf)
-    slope = torch.where(moves, weight * unit, 0.0)
+    down = w > 0
+    room = torch.where(down, x, 1 - x)
+    size = w.abs()
+    weight = torch.where(size > FLAT[norm], size, 0.0)
+    way = _largest_first(gap, weight, room) if norm == "l1" else _all_together(gap, weight, room, norm)
+    return torch.where(weight > 0, torch.where(down, -way, way), 0.0)
 
-    kinks, order = kink.sort(dim=1)
-    slopes = slope.gather(1, order)
-    finite = torch.where(kinks.isinf(), 0.0, kinks)
-    closed_before = (slopes * finite).cumsum(1) - slopes * finite  # by pixels already at the wall
-    slope_left = slopes.flip(1).cumsum(1).flip(1)  # of pixels still moving on the piece that ends at each kink
-    closed_at_kink = closed_before + slope_left * finite
-    piece = ((closed_at_kink < gap.unsqueeze(1)) & ~kinks.isinf()).sum(1, keepdim=True)
-    out_of_reach = piece.squeeze(1) >= moves.sum(1)
-    piece = piece.clamp_max(x.shape[1] - 1)
-    still = slope_left.gather(1, piece).clamp_min(torch.finfo(x.dtype).tiny)
-    multiplier = (gap.unsqueeze(1) - closed_before.gather(1, piece)) / still
-    multiplier = torch.where(out_of_reach.unsqueeze(1), torch.inf, multiplier.clamp_min(0))
-    way = torch.minimum(torch.where(moves, multiplier * unit, 0.0), room)
-    return torch.where(moves, -w.sign() * way, 0.0)
+
+def _all_together(gap: Tensor, weight: Tensor, room: Tensor, norm: str) -> Tensor:
+    """(row, pixels): min(λ u, room) with u = 1 (linf) or the weight (l2), and λ the multiplier that closes the gap."""
+    slope = weight if norm == "linf" else weight * weight
+    kink = torch.where(weight > 0, room if norm == "linf" else room / weight, torch.inf)
+    multiplier = _multiplier(gap, weight * room, slope, kink).unsqueeze(1)
+    return torch.minimum(multiplier if norm == "linf" else multiplier * weight, room)
+
+
+def _multiplier(gap: Tensor, gain: Tensor, slope: Tensor, kink: Tensor) -> Tensor:
+    """(row,): the λ where Σ min(λ slope, gain) = gap; infinite where the sum never gets there.
+
+    The sum is concave and piecewise linear with kinks at gain / slope, so Newton's method from 0 rises, never
+    overshoots and stops exactly on the last piece. From one iterate to the next the product of what is left of the gap
+    and of the slope falls at least fourfold: mostly under ten iterations, where sorting all kinks costs three times
+    as much.
+    """
+    smallest = torch.finfo(gap.dtype).tiny
+    at = torch.where(gain.sum(1) > gap, 0.0, torch.inf)
+    while True:
+        stopped = kink <= at.unsqueeze(1)  # pixels at the wall
+        gap_left = gap - torch.where(stopped, gain, 0.0).sum(1)
+        slope_left = torch.where(stopped, 0.0, slope).sum(1)
+        following = gap_left / slope_left.clamp_min(smallest)
+        rises = following > at
+        if not bool(rises.any()):
+            return at
+        at = torch.where(rises, following, at)
+
+
+def _largest_first(gap: Tensor, weight: Tensor, room: Tensor) -> Tensor:
+    """(row, pixels): in the order of falling weight each pixel goes to its wall, the last one until the gap closes."""
+    weights, order = weight.sort(dim=1, descending=True, stable=True)
+    rooms = room.gather(1, order)
+    closed_before = F.pad((weights * rooms)[:, :-1].cumsum(1), (1, 0))
+    wanted = (gap.unsqueeze(1) - closed_before) / weights.clamp_min(FLAT["l1"])
+    return torch.zeros_like(room).scatter(1, order, torch.minimum(wanted.clamp_min(0), rooms))

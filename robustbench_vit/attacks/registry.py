@@ -15,7 +15,7 @@ from robustbench_vit.cards.faults import describe
 from robustbench_vit.errors import CardError
 from robustbench_vit.registry import Registry
 
-NormName = Literal["linf", "l2"]
+NormName = Literal["linf", "l2", "l1"]
 NORM_NAMES: tuple[str, ...] = get_args(NormName)
 
 settings = pydantic_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))

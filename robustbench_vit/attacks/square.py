@@ -17,6 +17,7 @@ from robustbench_vit.attacks.noise import Noise
 from robustbench_vit.attacks.norms import NORMS, TINY
 from robustbench_vit.attacks.registry import NormName, algorithms, settings
 from robustbench_vit.attacks.rows import Access, Candidates, Cost, Oracles, Start, pick, spread
+from robustbench_vit.attacks.square_bumps import MEASURES, Measure, bumps, corner, tiled, window
 from robustbench_vit.cards import Number
 
 START, TILE_TURNS, WINDOW = 0, 1, 2  # noise streams
@@ -25,6 +26,8 @@ DRAWS_AHEAD = 64
 """Queries whose draws are made in one go; they don't depend on the image."""
 LOOK_AHEAD = 4
 """At most so many of a row's next proposals are looked at in one step, to skip those that change nothing."""
+L1_MARGIN = 1e-6
+"""By so much, relative to eps, images in l1 stay inside the ball (the reference's)."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Square:
 
     lane: ClassVar[Literal["rows"]] = "rows"
     access: ClassVar[Access] = Access.SCORES
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
     algorithm_version: ClassVar[int] = 1
     stop: ClassVar[Literal["first", "exhausted"]] = "first"
 
@@ -74,12 +77,11 @@ class Square:
 
     def init(self, start: Start, noise: Noise) -> SquareState:
         rows, device = len(start.x0), start.x0.device
-        first = _stripes if self.norm == "linf" else _tiles
         return SquareState(
             x0=start.x0,
             y=start.y,
             eps=start.eps,
-            x=first(start.x0, start.eps, noise),
+            x=_stripes(start, noise) if self.norm == "linf" else _tiles(start, noise, self.norm),
             loss=torch.full((rows,), -torch.inf, dtype=start.x0.dtype, device=device),
             asked=torch.zeros(rows, dtype=torch.int64, device=device),
             found=torch.zeros(rows, dtype=torch.bool, device=device),
@@ -88,7 +90,7 @@ class Square:
         )
 
     def _draws(self, x0: Tensor) -> int:
-        """Uniforms per proposal: corners, a turn (l2) and a sign per channel."""
+        """Uniforms per proposal: corners, a turn (l2, l1) and a sign per channel."""
         return (2 if self.norm == "linf" else 5) + x0.shape[1]
 
     def step(self, state: SquareState, oracles: Oracles, noise: Noise) -> SquareState:
@@ -98,15 +100,15 @@ class Square:
         if len(rows) == 0:
             return dataclasses.replace(state, asked=asked)
         logits = oracles.target.scores(x, rows)
-        y = state.y[rows]
+        y, best, loss_best = _of(state.y, rows), _of(state.x, rows), _of(state.loss, rows)
         loss, wrong = margin(logits, y, y), logits.argmax(1) != y
-        better = (loss > state.loss[rows]) | wrong
+        better = (loss > loss_best) | wrong
         return dataclasses.replace(
             state,
-            x=state.x.index_copy(0, rows, pick(better, x, state.x[rows])),
-            loss=state.loss.index_copy(0, rows, torch.where(better, loss, state.loss[rows])),
+            x=_put(state.x, rows, pick(better, x, best)),
+            loss=_put(state.loss, rows, torch.where(better, loss, loss_best)),
             asked=asked,
-            found=state.found.index_copy(0, rows, state.found[rows] | wrong),
+            found=_put(state.found, rows, _of(state.found, rows) | wrong),
         )
 
     def _drawn(self, state: SquareState, noise: Noise) -> SquareState:
@@ -118,33 +120,39 @@ class Square:
 
     def _proposals(self, state: SquareState) -> tuple[Tensor, Tensor, Tensor]:
         """Images worth a query (m, c, h, w), the count of decided proposals (row,), and whose they are (m,)."""
-        rows, ahead = len(state.x), min(LOOK_AHEAD, max(4096 // state.x[0].numel(), 1))
+        rows, ahead = len(state.x), self._ahead(state.x[0].numel())
         query = state.asked.unsqueeze(1) + torch.arange(ahead, device=state.x.device)  # (row, ahead)
         draws = state.draws.gather(1, self._positions(state, query))
-        propose = _repaint if self.norm == "linf" else _move_mass
-        each = torch.arange(rows, device=state.x.device).repeat_interleave(ahead)
-        side = self._side(query.flatten() - 1, state.x0.shape)
-        proposals = propose(_Rows(state, each), side, draws.flatten(0, 1)).view(rows, ahead, *state.x.shape[1:])
+        proposals = self._proposed(state, query - 1, draws)
 
         is_start = query[:, 0] == 0
         worth = (proposals != state.x.unsqueeze(1)).flatten(2).any(2) & (query > 0) & (query <= self.queries)
         worth[:, 0] |= is_start
         asks = worth.any(1)
         first = worth.int().argmax(1)
-        x = pick(is_start, state.x, proposals[torch.arange(rows, device=state.x.device), first])
+        x = proposals[:, 0] if ahead == 1 else proposals[torch.arange(rows, device=state.x.device), first]
+        x = pick(is_start, state.x, x)
         decided = torch.where(is_start, 1, torch.where(asks, first + 1, ahead))
         which = asks.nonzero().flatten()
-        return x[which], (state.asked + decided).clamp_max(self.queries + 1), which
+        return _of(x, which), (state.asked + decided).clamp_max(self.queries + 1), which
+
+    def _ahead(self, values: int) -> int:
+        """Proposals per row and step: one where images are large, or where nearly every proposal changes something."""
+        return min(LOOK_AHEAD, max(4096 // values, 1)) if self.norm == "linf" else 1
 
     def _positions(self, state: SquareState, query: Tensor) -> Tensor:
         """(row, ahead, k): where the draws of these queries stand in `draws`."""
         position = query - state.draws_from.unsqueeze(1)
         return position.unsqueeze(2).expand(*query.shape, state.draws.shape[2])
 
-    def _side(self, query: Tensor, shape: torch.Size) -> Tensor:
-        """int64 (m,): the window's side for each query number, counted from 0."""
-        sides, after = _side_table(self.norm, self.initial_share, *shape[2:], str(query.device))
-        return sides[torch.bucketize(query, after)]
+    def _proposed(self, state: SquareState, query: Tensor, draws: Tensor) -> Tensor:
+        """(row, ahead, c, h, w): images to ask about, for query numbers (row, ahead) counted from 0."""
+        shape = (self.norm, self.initial_share, *state.x0.shape[2:])
+        side, after = _schedule(*shape, str(query.device))
+        halvings = torch.bucketize(query, after)
+        if self.norm == "linf":
+            return _repaint(state, side[halvings], draws)
+        return _move_mass(state, _sides(*shape), halvings, draws, self.norm)
 
     def finished(self, state: SquareState) -> Tensor:
         return state.asked > self.queries
@@ -153,131 +161,106 @@ class Square:
         return Candidates(state.x, state.found, NORMS[self.norm].size(state.x - state.x0))
 
 
+def _of(values: Tensor, rows: Tensor) -> Tensor:
+    """`values` of some rows (int64, ascending), without a copy when these are all."""
+    return values if len(rows) == len(values) else values[rows]
+
+
+def _put(values: Tensor, rows: Tensor, new: Tensor) -> Tensor:
+    """`values` with those of some rows (int64, ascending) replaced."""
+    return new if len(rows) == len(values) else values.index_copy(0, rows, new)
+
+
 @lru_cache(maxsize=16)
-def _side_table(norm: str, share: float, h: int, w: int, device: str) -> tuple[Tensor, Tensor]:
-    """The sides in the order they are used, and the query numbers after which the next one begins."""
+def _sides(norm: str, share: float, h: int, w: int) -> tuple[int, ...]:
+    """The window's side in the order of use."""
     sides = []
     for halvings in range(len(SHARE_HALVES_AFTER) + 1):
         side = round(math.sqrt(share / 2**halvings * h * w))
         side = max(side, 1) if norm == "linf" else max(side, 3) // 2 * 2 + 1
         sides.append(min(side, h, w))
-    return torch.tensor(sides, device=device), torch.tensor(SHARE_HALVES_AFTER, device=device)
+    return tuple(sides)
 
 
-class _Rows:
-    """The parts of a state that proposals need, for some of its rows."""
+@lru_cache(maxsize=16)
+def _schedule(norm: str, share: float, h: int, w: int, device: str) -> tuple[Tensor, Tensor]:
+    """The sides as a tensor, and the query numbers after which the next one begins."""
+    return torch.tensor(_sides(norm, share, h, w), device=device), torch.tensor(SHARE_HALVES_AFTER, device=device)
 
-    def __init__(self, state: SquareState, index: Tensor) -> None:
-        self.x0, self.x, self.eps = state.x0[index], state.x[index], spread(state.eps[index], state.x0)
 
-
-def _stripes(x0: Tensor, eps: Tensor, noise: Noise) -> Tensor:
+def _stripes(start: Start, noise: Noise) -> Tensor:
     """Vertical stripes of ±eps, one sign per channel and column."""
-    _, c, _, w = x0.shape
-    signs = noise.signs((c, 1, w), START).to(x0.dtype)
-    return (x0 + spread(eps, x0) * signs).clamp(0, 1)
+    _, c, _, w = start.x0.shape
+    signs = noise.signs((c, 1, w), START).to(start.x0.dtype)
+    return (start.x0 + spread(start.eps, start.x0) * signs).clamp(0, 1)
 
 
-def _repaint(rows: _Rows, side: Tensor, draw: Tensor) -> Tensor:
-    """The best point with ±2 eps per channel added in a random window, clipped to the ball and the box."""
-    _, c, h, w = rows.x0.shape
-    window = _window(_corner(draw[:, 0], h, side), _corner(draw[:, 1], w, side), side, h, w)
-    signs = torch.where(draw[:, 2:] < 0.5, -1.0, 1.0).to(rows.x0.dtype)
-    x = rows.x + 2 * rows.eps * window.unsqueeze(1) * signs.view(-1, c, 1, 1)
-    return torch.minimum(torch.maximum(x, rows.x0 - rows.eps), rows.x0 + rows.eps).clamp(0, 1)
+def _repaint(state: SquareState, side: Tensor, draw: Tensor) -> Tensor:
+    """The best point with the pixels of a random window at one end of the ball, the same for all of a channel.
+
+    The reference adds ±2 eps and clips; that is the same, and exactly so, because every pixel is at an end already.
+    """
+    h, w = state.x0.shape[2:]
+    inside = window(corner(draw[..., 0], h, side), corner(draw[..., 1], w, side), side, h, w)
+    signs = torch.where(draw[..., 2:] < 0.5, -1.0, 1.0).to(state.x0.dtype).unsqueeze(-1).unsqueeze(-1)
+    end = (state.x0.unsqueeze(1) + signs * spread(state.eps, signs)).clamp_(0, 1)
+    return torch.where(inside, end, state.x.unsqueeze(1))
 
 
-def _corner(u: Tensor, extent: int, side: Tensor) -> Tensor:
-    """int64 (row,): uniform on [0, extent - side); the last place is never drawn, as in the reference."""
-    return (u * (extent - side)).long()
+def _move_mass(state: SquareState, sides: tuple[int, ...], halvings: Tensor, draw: Tensor, norm: str) -> Tensor:
+    """The proposal of l2 and l1: the change of a second window is moved into a bump on the first, up to norm eps."""
+    h, w = state.x0.shape[2:]
+    measure, shapes = MEASURES[norm], bumps(norm, sides, state.x0.dtype, str(state.x0.device))
+    side = shapes.sides[halvings]
+    top, left, top2, left2 = (corner(draw[..., k], extent, side) for k, extent in enumerate((h, w, h, w)))
+    inside, emptied = window(top, left, side, h, w), window(top2, left2, side, h, w)
+    bump = shapes.place(top, left, halvings, draw[..., 4] > 0.5, h, w)
+    signs = torch.where(draw[..., 5:] < 0.5, -1.0, 1.0).to(bump.dtype).unsqueeze(-1).unsqueeze(-1)
+
+    delta = (state.x - state.x0).unsqueeze(1)
+    held = delta * inside.to(delta.dtype)
+    new = torch.addcmul(held / (TINY + measure.root(measure.total(held, -2, -1))), bump, signs)
+    room = _room(state, delta, (inside | emptied).to(delta.dtype), measure)
+    new = new * (room / (TINY + measure.root(measure.total(new, -2, -1))))
+    delta = torch.addcmul(new, delta, (~(inside | emptied)).to(delta.dtype))  # `new` is zero outside its window
+    return _settled(state.x0.unsqueeze(1).expand_as(delta), delta, state.eps, norm)
 
 
-def _window(top: Tensor, left: Tensor, side: Tensor, h: int, w: int) -> Tensor:
-    """bool (row, h, w): inside the square with this corner and side."""
-    i, j = torch.arange(h, device=top.device), torch.arange(w, device=top.device)
-    down = (i >= top.unsqueeze(1)) & (i < (top + side).unsqueeze(1))
-    across = (j >= left.unsqueeze(1)) & (j < (left + side).unsqueeze(1))
-    return down.unsqueeze(2) & across.unsqueeze(1)
+def _room(state: SquareState, delta: Tensor, freed: Tensor, measure: Measure) -> Tensor:
+    """(row, ahead, c, 1, 1): the norm that the new change may have in a channel.
+
+    It is what the two windows hold, and the channel's share of what the image has not spent. In l1 the reference then
+    multiplies by the number of channels; the projection takes back what is too much.
+    """
+    sizes, channels = measure.each(delta), delta.shape[-3]
+    unspent = (measure.each(spread(state.eps, delta)) - sizes.sum((-3, -2, -1), keepdim=True)).clamp_min(0)
+    room = measure.root(unspent / channels + (sizes * freed).sum((-2, -1), keepdim=True))
+    return room * channels if measure.power == 1 else room
 
 
-def _move_mass(rows: _Rows, side: Tensor, draw: Tensor) -> Tensor:
-    """The l2 proposal: the change of a second window is moved into a bump on the first, at full length eps."""
-    _, c, h, w = rows.x0.shape
-    top, left, top2, left2 = (
-        _corner(draw[:, 0], h, side),
-        _corner(draw[:, 1], w, side),
-        _corner(draw[:, 2], h, side),
-        _corner(draw[:, 3], w, side),
-    )
-    window = _window(top, left, side, h, w).unsqueeze(1)
-    emptied = _window(top2, left2, side, h, w).unsqueeze(1)
-    signs = torch.where(draw[:, 5:] < 0.5, -1.0, 1.0).to(rows.x0.dtype).view(-1, c, 1, 1)
-    bump = _placed_bump(top, left, side, draw[:, 4] > 0.5, h, w).to(rows.x0.dtype).unsqueeze(1) * signs
-
-    delta = rows.x - rows.x0
-    length = delta.square().sum((1, 2, 3), keepdim=True)
-    in_windows = (delta * (window | emptied)).square().sum((2, 3), keepdim=True)
-    in_window = (delta * window).square().sum((2, 3), keepdim=True).sqrt()
-    new = bump + delta * window / (TINY + in_window)
-    room = (rows.eps.square() - length).clamp_min(0) / c + in_windows
-    new = new / (TINY + new.square().sum((2, 3), keepdim=True).sqrt()) * room.sqrt()
-    delta = torch.where(window, new, delta * ~emptied)
-    return (rows.x0 + NORMS["l2"].steepest(delta) * rows.eps).clamp(0, 1)
-
-
-def _tiles(x0: Tensor, eps: Tensor, noise: Noise) -> Tensor:
-    """The l2 start: tiles of bumps with random signs and turns, scaled to length eps."""
+def _tiles(start: Start, noise: Noise, norm: str) -> Tensor:
+    """The start of l2 and l1: tiles of bumps with random signs and turns."""
+    x0 = start.x0
     _, c, h, w = x0.shape
     side = max(h // 5, 1)
-    offset = (h - 5 * side) // 2 if h >= 5 else 0
-    tops = [t for t in range(offset, offset + h // side * side, side) if t < h]
-    lefts = [t for t in range(offset, offset + w // side * side, side) if t < w]
-    signs = noise.signs((len(tops), len(lefts), c), START).to(x0.dtype)
-    turns = noise.uniform((len(tops), len(lefts)), TILE_TURNS) > 0.5
-    sides = torch.full((len(x0),), side, device=x0.device)
+    first = (h - 5 * side) // 2 if h >= 5 else 0  # also of the columns, as in the reference
+    down, across = (min(extent // side, max(math.ceil((extent - first) / side), 0)) for extent in (h, w))
+    if down * across == 0:  # so narrow that no tile fits: the reference starts at x0 too
+        return x0
+    signs = noise.signs((down, across, c), START).to(x0.dtype)
+    turned = noise.uniform((down, across), TILE_TURNS) > 0.5
+    tiles = tiled(MEASURES[norm], side, signs, turned)[:, :, : h - first, : w - first]
     delta = torch.zeros_like(x0)
-    for i, top in enumerate(tops):
-        for j, left in enumerate(lefts):
-            corner = (torch.full_like(sides, top), torch.full_like(sides, left))
-            bump = _placed_bump(*corner, sides, turns[:, i, j], h, w).to(x0.dtype)
-            delta += bump.unsqueeze(1) * signs[:, i, j].view(-1, c, 1, 1)
-    return (x0 + NORMS["l2"].steepest(delta) * spread(eps, x0)).clamp(0, 1)
+    delta[:, :, first : first + tiles.shape[2], first : first + tiles.shape[3]] = tiles
+    return _settled(x0.unsqueeze(1), delta.unsqueeze(1), start.eps, norm).squeeze(1)
 
 
-def _placed_bump(top: Tensor, left: Tensor, side: Tensor, turned: Tensor, h: int, w: int) -> Tensor:
-    """(row, h, w): each row's bump with its corner at (top, left), zero elsewhere."""
-    table = _bump_table(max(h, w)).to(top.device)
-    i = torch.arange(h, device=top.device) - top.unsqueeze(1)
-    j = torch.arange(w, device=top.device) - left.unsqueeze(1)
-    inside = ((i >= 0) & (i < side.unsqueeze(1))).unsqueeze(2) & ((j >= 0) & (j < side.unsqueeze(1))).unsqueeze(1)
-    i, j = i.clamp(0, table.shape[2] - 1).unsqueeze(2), j.clamp(0, table.shape[3] - 1).unsqueeze(1)
-    pixels = table[side.view(-1, 1, 1), turned.long().view(-1, 1, 1), i, j]
-    return torch.where(inside, pixels, 0.0)
-
-
-@lru_cache(maxsize=4)
-def _bump_table(extent: int) -> Tensor:
-    """(extent + 1, 2, extent, extent): the bump of every side, upright and turned, in the upper left corner."""
-    table = torch.zeros(extent + 1, 2, extent, extent, dtype=torch.float64)
-    for side in range(1, extent + 1):
-        bump = _bump(side)
-        table[side, 0, :side, :side] = bump
-        table[side, 1, :side, :side] = bump.T
-    return table
-
-
-def _bump(side: int) -> Tensor:
-    """(side, side) of l2 norm 1: a positive pyramid above a negative one."""
-    upper = side // 2
-    parts = [_pyramid(upper, side), -_pyramid(side - upper, side)]
-    bump = torch.cat(parts)
-    return bump / bump.square().sum().sqrt()
-
-
-def _pyramid(h: int, w: int) -> Tensor:
-    """(h, w) of l2 norm 1: Σ_{k≥d} 1/(k+1)² at Chebyshev distance d from the centre (h // 2, w // 2)."""
-    distance = torch.maximum((torch.arange(h) - h // 2).abs().view(-1, 1), (torch.arange(w) - w // 2).abs().view(1, -1))
-    shells = 1 / torch.arange(1, max(h // 2, w // 2) + 2, dtype=torch.float64).square()
-    beyond = torch.cat([shells.flip(0).cumsum(0).flip(0), torch.zeros(1, dtype=torch.float64)])
-    pyramid = beyond[distance.clamp_max(len(beyond) - 1)]
-    return pyramid / pyramid.square().sum().sqrt() if h > 0 else pyramid
+def _settled(x0: Tensor, delta: Tensor, eps: Tensor, norm: str) -> Tensor:
+    """(row, ahead, c, h, w): x0 + delta brought to length eps and clipped (l2), or projected (l1)."""
+    rows, shape = delta.shape[:2], delta.shape
+    x0, delta = x0.flatten(0, 1), delta.flatten(0, 1)
+    eps = eps.repeat_interleave(rows[1])
+    if norm == "l1":
+        return NORMS[norm].project(x0 + delta, x0, eps * (1 - L1_MARGIN)).view(shape)
+    length = NORMS[norm].size(delta) + TINY
+    return torch.addcmul(x0, delta, spread(eps / length, x0)).clamp_(0, 1).view(shape)

@@ -4,12 +4,15 @@ entry, model, defense     what stands on the card
 clean                     share classified correctly without an attack
 ATTACK                    share that survives every lane of the attack
 ATTACK:interval           the same with its interval
+ATTACK:majority           of random models: share that most draws classify correctly, whatever the attack found
 ATTACK:survivors          a column for each lane: samples still robust after it
 ATTACK:forwards           model passes per sample, a mean over all samples
 ATTACK:backwards
 ATTACK:seconds            wall time of the attack
 seconds                   wall time of all the board's attacks
 parameters                of the model
+policy                    A deterministic, B answers at random, C no useful gradient
+reliability               evidence that gradients are masked, under the last attack at the first eps
 """
 
 from __future__ import annotations
@@ -67,14 +70,21 @@ def _parameters(entry: Entry, record: Record) -> Value:
     return record.entry.get("parameters")
 
 
+def _reliability(entry: Entry, record: Record) -> Value:
+    found = record.judgements[0].reliability if record.judgements else None
+    return "not assessed" if found is None else found.flag or "none"
+
+
 _FIXED = {
     "entry": _entry_column("entry", lambda entry: entry.name),
     "model": _entry_column("model", lambda entry: entry.model),
     "defense": _entry_column("defense", lambda entry: entry.defense),
     "clean": Column("clean", "clean %", Kind.SHARE, lambda entry, record: record.clean_accuracy),
     "parameters": Column("parameters", "parameters", Kind.COUNT, _parameters),
+    "policy": Column("policy", "policy", Kind.TEXT, lambda entry, record: record.policy),
+    "reliability": Column("reliability", "masked gradients", Kind.TEXT, _reliability),
 }
-_PER_ATTACK = ("interval", "survivors", "forwards", "backwards", "seconds")
+_PER_ATTACK = ("interval", "majority", "survivors", "forwards", "backwards", "seconds")
 
 
 def column_names(attacks: Sequence[str]) -> list[str]:
@@ -128,7 +138,7 @@ def _at(attack: str, part: str, eps: float, card: BoardCard, lanes: Sequence[str
                 f"{key}:{lane}",
                 f"after {lane}{suffix}",
                 Kind.COUNT,
-                lambda entry, record, lane=lane: record.survivors(attack, eps)[lane],
+                lambda entry, record, lane=lane: record.survivors(attack, eps).get(lane),  # a stand-in has others
             )
             for lane in lanes
         ]
@@ -139,13 +149,20 @@ def _at(attack: str, part: str, eps: float, card: BoardCard, lanes: Sequence[str
             return Estimate(chosen.robust_accuracy, *chosen.interval(card.confidence))
 
         return [Column(key, f"{attack}{suffix} % [{100 * card.confidence:g} %]", Kind.INTERVAL, estimate)]
+    if part == "majority":
+
+        def majority(entry: Entry, record: Record) -> Value:
+            judged = "majority" in record.criteria
+            return record.at(attack, eps, "majority").robust_accuracy if judged else None
+
+        return [Column(key, f"{attack}{suffix} by majority %", Kind.SHARE, majority)]
     if part in ("forwards", "backwards"):
         return [Column(key, f"{part}{suffix}", Kind.MEAN, lambda entry, record: _mean(record.at(attack, eps), part))]
     return [Column(key, f"{key} %", Kind.SHARE, lambda entry, record: record.at(attack, eps).robust_accuracy)]
 
 
 def _mean(record: Record, part: str) -> float:
-    return sum(getattr(outcome, part) for outcome in record.outcomes) / len(record.outcomes)
+    return sum(getattr(outcome, part) for outcome in record.outcomes) / len(record.outcomes)  # equal by any criterion
 
 
 def _seconds(record: Record, attacks: Sequence[str]) -> Value:

@@ -15,6 +15,11 @@ from robustbench_vit.cards.numbers import show_number
 _DIGITS = 6
 """Decimals of shares in CSV and JSON."""
 
+_POLICIES = {
+    "B": "it answers at random: gradients are averaged over draws, and one wrong draw breaks a sample",
+    "C": "it has no useful gradient: attacked by scores and decisions only, so the number says little",
+}
+
 Renderer = Callable[[Table], str]
 
 
@@ -25,13 +30,31 @@ def render(table: Table, form: str) -> str:
 
 def markdown(table: Table) -> str:
     """A caption and an aligned table; shares in percent."""
-    header = [column.title for column in table.columns]
+    header = [_title(column, table) for column in table.columns]
     body = [_markdown_row(row, table.columns) for row in table.rows]
     right = [column.kind is not Kind.TEXT for column in table.columns]
     widths = [max(3, *(len(line[i]) for line in [header, *body])) for i in range(len(header))]
     rule = ["-" * (w - 1) + ":" if r else "-" * w for w, r in zip(widths, right, strict=True)]
     lines = [_aligned(line, widths, right) for line in [header, rule, *body]]
-    return "\n".join([caption(table), "", *lines, ""])
+    return "\n".join([caption(table), "", *lines, "", *notes(table)])
+
+
+def _title(column: Column, table: Table) -> str:
+    """A column's title; an attack that is not what its name claims is called custom."""
+    name = next((name for name in table.custom if column.title == name or column.title.startswith(f"{name} ")), None)
+    return column.title if name is None else f"custom ({name}){column.title.removeprefix(name)}"
+
+
+def notes(table: Table) -> list[str]:
+    """What a reader must know of single rows: attacks that deviate, other policies, evidence of masked gradients."""
+    lines = [f"`{attack}` here is custom: {'; '.join(fields)}." for attack, fields in table.custom.items()]
+    for row in table.rows:
+        if row.policy in _POLICIES:
+            lines.append(f"{row.entry}: policy {row.policy}, {_POLICIES[row.policy]}.")
+        if row.reliability is not None and row.reliability.against:
+            said = "; ".join(reason.message for reason in row.reliability.against)
+            lines.append(f"{row.entry}: {row.reliability.evidence} evidence of masked gradients: {said}")
+    return [*(f"- {line}" for line in lines), *([""] if lines else [])]
 
 
 def _aligned(cells: list[str], widths: list[int], right: list[bool]) -> str:
@@ -117,6 +140,7 @@ def as_json(table: Table) -> str:
         "profile": table.profile,
         "protocol_id": table.protocol_id,
         "ranked_by": card.attacks[-1],
+        "custom": {attack: list(fields) for attack, fields in table.custom.items()},
         "columns": [{"key": c.key, "title": c.title, "kind": c.kind.value} for c in table.columns],
         "rows": [_json_row(row, table.columns) for row in table.rows],
     }
@@ -125,7 +149,8 @@ def as_json(table: Table) -> str:
 
 def _json_row(row: Row, columns: tuple[Column, ...]) -> dict[str, Any]:
     cells = {column.key: _json_value(value) for value, column in zip(row.cells, columns, strict=True)}
-    return {"entry": row.entry, "note": row.note, **cells}
+    reliability = row.reliability.to_dict(timed=False) if row.reliability else None
+    return {"entry": row.entry, "note": row.note, "policy": row.policy, **cells, "reliability": reliability}
 
 
 def _json_value(value: Value) -> Any:

@@ -2,60 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from robustbench_vit.cards import BoardCard, Loaded, Workspace
 from robustbench_vit.cards.schema import DataChoice
-from robustbench_vit.cards.workspace import resolved
+from robustbench_vit.differences import ABSENT, differences
 from robustbench_vit.errors import ProtocolMismatchError
+from robustbench_vit.plan import resolve_attack
 from robustbench_vit.records import Record
-
-_ABSENT = object()
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A field in which two protocols differ."""
-
-    place: str  # dotted
-    left: Any
-    right: Any
-
-    def __str__(self) -> str:
-        return f"{self.place}: {_shown(self.left)} / {_shown(self.right)}"
-
-
-def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[Difference]:
-    """Every field in which two protocols differ, by its dotted place."""
-    return list(_differences(left, right, ""))
-
-
-def _differences(left: Any, right: Any, place: str) -> Iterator[Difference]:
-    if isinstance(left, Mapping) and isinstance(right, Mapping):
-        for key in sorted(left.keys() | right.keys()):
-            inner = f"{place}.{key}" if place else str(key)
-            yield from _differences(left.get(key, _ABSENT), right.get(key, _ABSENT), inner)
-    elif _is_list(left) and _is_list(right) and len(left) == len(right):
-        for position, (one, other) in enumerate(zip(left, right, strict=True)):
-            yield from _differences(one, other, f"{place}.{position}")
-    elif left is _ABSENT or right is _ABSENT or left != right:
-        yield Difference(place, left, right)
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
-
-
-def _shown(value: Any) -> str:
-    """JSON of `value`, cut when long."""
-    if value is _ABSENT:
-        return "absent"
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 72 else text[:69] + "…"
 
 
 def require_one_protocol(records: Mapping[str, Record]) -> None:
@@ -86,10 +42,7 @@ def require_board(board: Loaded[BoardCard], workspace: Workspace, records: Mappi
 
 def _expected(card: BoardCard, workspace: Workspace, where: str, settings: bool) -> dict[str, Any]:
     """What of a protocol a board's card decides."""
-    attacks = {
-        name: resolved(workspace.attack(name, where).card, workspace.lanes(name, where)) if settings else {}
-        for name in card.attacks
-    }
+    attacks = {name: resolve_attack(workspace, name, card.norm, where) if settings else {} for name in card.attacks}
     return {
         "norm": card.norm,
         "eps": list(card.eps),
@@ -108,9 +61,9 @@ def _expected_data(choice: DataChoice) -> dict[str, str]:
 
 def _comparable(protocol: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a record's protocol that stands against `expected`."""
-    part = {key: protocol.get(key, _ABSENT) for key in expected}
+    part = {key: protocol.get(key, ABSENT) for key in expected}
     if card_like := protocol.get("data"):
-        part["data"] = {key: card_like.get(key, _ABSENT) for key in expected["data"]}
+        part["data"] = {key: card_like.get(key, ABSENT) for key in expected["data"]}
     attacks = protocol.get("attacks", {})
     part["attacks"] = {name: attacks[name] if expected["attacks"].get(name, True) else {} for name in attacks}
     return part

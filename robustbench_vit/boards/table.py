@@ -10,7 +10,7 @@ from robustbench_vit.boards.columns import Column, Value, columns
 from robustbench_vit.boards.protocols import require_board, require_one_protocol
 from robustbench_vit.cards import BoardCard, Entry, Loaded, Workspace
 from robustbench_vit.errors import ProtocolMismatchError
-from robustbench_vit.records import Record, Status
+from robustbench_vit.records import Record, Reliability, Status
 
 NO_RECORD = "no record"
 INCOMPLETE = "incomplete"
@@ -23,6 +23,8 @@ class Row:
     entry: str
     cells: tuple[Value, ...]
     note: str | None = None
+    reliability: Reliability | None = None  # of what ranks the entry
+    policy: str | None = None
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Table:
     samples: int | None  # of each row; None without records
     profile: str  # 'full', or 'smoke': numbers that mean nothing
     protocol_id: str | None
+    custom: Mapping[str, tuple[str, ...]]  # attacks that bear a published protocol's name and are not it
 
 
 def build_table(board: Loaded[BoardCard], workspace: Workspace, records: Mapping[str, Record]) -> Table:
@@ -48,7 +51,7 @@ def build_table(board: Loaded[BoardCard], workspace: Workspace, records: Mapping
     require_one_protocol(held)
     require_board(board, workspace, held)
     _require_entries(board, held)
-    lanes = {attack: [lane.name for lane in workspace.lanes(attack, board.shown)] for attack in card.attacks}
+    lanes = {attack: [lane.name for lane in workspace.lanes(attack, card.norm, board.shown)] for attack in card.attacks}
     shown = columns(card, board.shown, lanes)
     rows = [_row(entry, held.get(entry.name), shown) for entry in sorted(card.entries, key=_order(card, held))]
     first = next(iter(held.values()), None)
@@ -60,7 +63,14 @@ def build_table(board: Loaded[BoardCard], workspace: Workspace, records: Mapping
         samples=first.n if first else None,
         profile=first.protocol["profile"] if first else "full",
         protocol_id=first.protocol_id if first else None,
+        custom=_custom(card, first),
     )
+
+
+def _custom(card: BoardCard, first: Record | None) -> dict[str, tuple[str, ...]]:
+    if first is None or first.protocol["profile"] == "smoke":
+        return {}
+    return {attack: tuple(found) for attack in card.attacks if (found := first.custom(attack))}
 
 
 def complete(record: Record) -> bool:
@@ -72,7 +82,9 @@ def _row(entry: Entry, record: Record | None, shown: list[Column]) -> Row:
     if record is None or not complete(record):
         cells = tuple(column.of_entry(entry) if column.of_entry else None for column in shown)
         return Row(entry.name, cells, NO_RECORD if record is None else INCOMPLETE)
-    return Row(entry.name, tuple(column.value(entry, record) for column in shown))
+    judged = record.judgements[0].reliability if record.judgements else None
+    cells = tuple(column.value(entry, record) for column in shown)
+    return Row(entry.name, cells, reliability=judged, policy=record.policy)
 
 
 def _order(card: BoardCard, held: Mapping[str, Record]) -> Any:

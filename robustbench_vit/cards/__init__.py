@@ -11,6 +11,8 @@ from robustbench_vit.cards.schema import (
     DefenseCard,
     Entry,
     Normalisation,
+    NormKey,
+    Policy,
 )
 from robustbench_vit.cards.workspace import Loaded, Workspace, open_workspace
 
@@ -24,8 +26,10 @@ __all__ = [
     "DefenseCard",
     "Entry",
     "Loaded",
+    "NormKey",
     "Normalisation",
     "Number",
+    "Policy",
     "Workspace",
     "open_workspace",
     "parse_number",

@@ -47,7 +47,9 @@ _SUBJECT = re.compile(r"^(Input|String|List) should")
 
 def _is_union_tag(part: Any) -> bool:
     """Pydantic names the member of a union in an error's place; a person reading the card never wrote it."""
-    return isinstance(part, str) and ("[" in part or part in ("int", "float", "str", "constrained-int", "Component"))
+    return isinstance(part, str) and (
+        "[" in part or part in ("int", "float", "str", "constrained-int", "Component", "all")
+    )
 
 
 def _did_you_mean(place: list[str], fields_at: Mapping[str, Iterable[str]]) -> str:

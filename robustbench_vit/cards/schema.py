@@ -57,10 +57,27 @@ class AlgorithmCard(Card):
         return dict(self.model_extra or {})
 
 
-class CascadeCard(Card):
-    """Attack cards tried in order, each on the samples that survived the ones before it."""
+Lanes = Annotated[list[StrictStr], Field(min_length=1)]
+NormKey = Literal["linf", "l2", "l1"]
+Policy = Literal["A", "B", "C"]
+"""How a model is attacked: A when it is deterministic and differentiable, B when it answers at random, C when it has no
+useful gradient."""
+ANY_NORM = "all"
 
-    lanes: Annotated[list[StrictStr], Field(min_length=1)]
+
+class CascadeCard(Card):
+    """Attack cards tried in order, each on the samples that survived the ones before it.
+
+    `lanes` is a list, or a list for each norm. `stand_ins` names the attack cards that run in this one's place on
+    models under policy B or C; without one, the card itself runs.
+    """
+
+    lanes: Annotated[
+        dict[Literal["all", "linf", "l2", "l1"], Lanes],
+        Field(min_length=1),
+        BeforeValidator(lambda value: {ANY_NORM: value} if isinstance(value, list) else value),
+    ]
+    stand_ins: dict[Literal["B", "C"], StrictStr] = Field(default_factory=dict)
 
 
 AttackCard = AlgorithmCard | CascadeCard
@@ -124,13 +141,16 @@ class Entry(BaseModel):
     defense: StrictStr
     weights: StrictStr
     normalise: Normalisation | None = None
+    randomness: StrictStr | None = None  # what in the model is random, in words
+    clean_accuracy: Annotated[Number, Field(ge=0, le=1)] | None = None  # on all the board's samples, a canary
+    surrogate: StrictStr | None = None  # another entry, whose adversarial images are tried on this one
 
 
 class BoardCard(Card):
     """A leaderboard: samples, budgets and attacks shared by all its entries, and the columns of its table."""
 
     data: DataChoice
-    norm: Literal["linf", "l2"]
+    norm: NormKey
     eps: Annotated[list[Number], BeforeValidator(lambda v: v if isinstance(v, list) else [v]), Field(min_length=1)]
     attacks: Annotated[list[StrictStr], Field(min_length=1)]
     precision: Literal["float32"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from robustbench_vit.cards.faults import describe
 from robustbench_vit.cards.reader import read_mapping
 from robustbench_vit.cards.schema import (
+    ANY_NORM,
     AlgorithmCard,
     AttackCard,
     BoardCard,
@@ -104,16 +106,35 @@ class Workspace:
             return self._read("board", path)
         return self._load("board", name, None)
 
-    def lanes(self, name: str, where: str | None = None) -> list[Loaded[AlgorithmCard]]:
+    def lanes(self, name: str, norm: str, where: str | None = None) -> list[Loaded[AlgorithmCard]]:
         """The algorithm cards that the attack card `name` stands for: itself, or a cascade's lanes in order."""
         loaded = self.attack(name, where)
         if not isinstance(loaded.card, CascadeCard):
             return [loaded]
-        lanes = [self.attack(lane, loaded.shown) for lane in loaded.card.lanes]
+        chosen: Mapping[str, list[str]] = {**loaded.card.lanes}
+        found = chosen.get(norm, chosen.get(ANY_NORM))
+        if found is None:
+            raise CardError(f"{loaded.shown}: has lanes for {', '.join(chosen)}, not for {norm}")
+        return self._lanes(loaded, found)
+
+    def lanes_by_norm(self, name: str) -> dict[str, list[Loaded[AlgorithmCard]]]:
+        """The lanes of a cascade for every norm its card names ('all' when it has one list); none for an algorithm."""
+        loaded = self.attack(name)
+        chosen = loaded.card.lanes if isinstance(loaded.card, CascadeCard) else {}
+        return {norm: self._lanes(loaded, lanes) for norm, lanes in chosen.items()}
+
+    def _lanes(self, loaded: Loaded[CascadeCard], names: list[str]) -> list[Loaded[AlgorithmCard]]:
+        lanes = [self.attack(lane, loaded.shown) for lane in names]
         for lane in lanes:
             if isinstance(lane.card, CascadeCard):
                 raise CardError(f"{loaded.shown}: lane '{lane.name}' is itself a cascade; list its lanes instead")
         return lanes
+
+    def stand_in(self, name: str, policy: str, where: str | None = None) -> str:
+        """The attack card that runs in the place of `name` under a policy: a stand-in, or the card itself."""
+        loaded = self.attack(name, where)
+        named: Mapping[str, str] = {**loaded.card.stand_ins} if isinstance(loaded.card, CascadeCard) else {}
+        return named.get(policy, name)
 
     def load_all(self, kind: str) -> tuple[list[Loaded[Any]], list[str]]:
         """Every readable card of `kind`, and every fault of the others."""

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from robustbench_vit.cards import Loaded, Workspace, open_workspace
+from robustbench_vit.cards.schema import ANY_NORM
 from robustbench_vit.cli.app import app, state
 from robustbench_vit.errors import CardError, UnknownNameError
 
@@ -116,18 +117,23 @@ def _shown(kind: Kind, name: str, workspace: Workspace) -> str:
         loader = datasets.get(name)
         return f"dataset {name}\nfile: {inspect.getsourcefile(inspect.unwrap(loader))}\n\n{inspect.getdoc(loader)}"
     loaded = getattr(workspace, kind.singular)(name)
-    lanes = workspace.lanes(name) if hasattr(loaded.card, "lanes") else []
+    lanes = workspace.lanes_by_norm(name) if hasattr(loaded.card, "lanes") else {}
     return "\n".join([f"{kind.singular} {loaded.name}", f"file: {loaded.path}", "", _settings(loaded, lanes)])
 
 
-def _settings(loaded: Loaded[Any], lanes: list[Loaded[Any]]) -> str:
+def _settings(loaded: Loaded[Any], lanes: dict[str, list[Loaded[Any]]]) -> str:
     """The card as YAML, with what it extends filled in and a cascade's lanes spelled out."""
     import yaml
 
     fields = loaded.card.model_dump(mode="json")
     if lanes:
-        fields["lanes"] = {lane.name: lane.card.model_dump(mode="json", exclude={"reference"}) for lane in lanes}
+        fields["lanes"] = {norm: _lanes(found) for norm, found in lanes.items()}
+        fields["lanes"] = fields["lanes"].get(ANY_NORM, fields["lanes"])
     return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=120).rstrip()
+
+
+def _lanes(lanes: list[Loaded[Any]]) -> dict[str, Any]:
+    return {lane.name: lane.card.model_dump(mode="json", exclude={"reference"}) for lane in lanes}
 
 
 @app.command()

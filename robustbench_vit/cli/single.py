@@ -22,7 +22,7 @@ def attack(
     model: Annotated[str, typer.Argument(help="A model's name: ours (`rbvit list models`) or any timm classifier.")],
     data: Annotated[str, typer.Option(help="A dataset's name (`rbvit list datasets`) or the path of an .npz file.")],
     card: Annotated[str, typer.Option("--attack", help="An attack card's name (`rbvit list attacks`).")] = "autoattack",
-    norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
+    norm: Annotated[str, typer.Option(help="linf, l2 or l1.")] = "linf",
     eps: Annotated[
         str, typer.Option(help="Radius of the budget, e.g. 8/255; several, separated by commas, give a curve.")
     ] = "8/255",
@@ -40,6 +40,12 @@ def attack(
     split: Annotated[str, typer.Option(help="The dataset's split.")] = "test",
     n: SamplesOption = None,
     seed: Annotated[int, typer.Option(help="Of the attacks' noise.")] = 0,
+    randomness: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What in the model answers at random, in words.")
+    ] = None,
+    clean_accuracy: Annotated[
+        float | None, typer.Option(min=0, max=1, help="What it should be on these samples; another one is refused.")
+    ] = None,
     device: DeviceOption = "cpu",
     width: WidthOption = None,
     out: Annotated[
@@ -67,6 +73,7 @@ def attack(
             record = evaluate(
                 built, samples, None, card, norm, radii, seed, device, width,
                 out=folder, workspace=workspace, entry=about, smoke=smoke, watch=watch,
+                randomness=randomness, clean_accuracy=clean_accuracy,
             )  # fmt: skip
     except KeyboardInterrupt:
         raise Interrupted(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from robustbench_vit.data.dataset import Dataset, datasets
+from robustbench_vit.data.dataset import Dataset, datasets, require_split
 from robustbench_vit.errors import InputError
 
 SOURCE_SHA256 = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
@@ -50,8 +50,7 @@ def positions_of_test(images: np.ndarray, labels: np.ndarray, samples: int) -> n
 @datasets.register("digits")
 def digits(split: str) -> Dataset:
     """Handwritten digits, 8×8 grey, 1,297 train and 500 test samples, pixels / 16."""
-    if split not in ("train", "test"):
-        raise InputError(f"digits has the splits 'train' and 'test', not '{split}'")
+    require_split("digits", split)
     images, labels = _source()
     test = positions_of_test(images, labels, TEST_SAMPLES)
     positions = test if split == "test" else np.setdiff1d(np.arange(len(labels)), test)

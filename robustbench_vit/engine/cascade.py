@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +49,20 @@ def build_stages(plan: Plan) -> list[Stage]:
     return stages
 
 
+@contextmanager
+def drawing(plan: Plan, device: torch.device) -> Iterator[None]:
+    """While open, a model that answers at random draws from generators seeded by the plan; theirs come back.
+
+    So a run can be repeated; but unlike the attacks' own noise these draws depend on the order of the calls.
+    """
+    if plan.policy != "B":
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(plan.seed)
+        yield
+
+
 class Cascade:
     """Evaluates one model; `known` grows as results come, and what it already holds is not computed again."""
 
@@ -63,7 +78,7 @@ class Cascade:
 
     def run(self) -> Generator[Batch, None, None]:
         """What was decided, step by step (batches may be empty); `known` remembers it too."""
-        with frozen(self._bench.model):
+        with frozen(self._bench.model), drawing(self._plan, self._x.device):
             yield from self._clean()
             samples, correct = self._samples()
             self._stock = self._books(samples.ranking.shape[1])
@@ -78,14 +93,15 @@ class Cascade:
 
     def _clean(self) -> Iterator[Batch]:
         missing = [i for i, sample in enumerate(self._plan.samples) if sample not in self.known.clean]
-        verifier = Verifier(self._bench.model, NORMS[self._plan.norm])
+        verifier = Verifier(self._bench.model, NORMS[self._plan.norm], self._bench.draws)
         for begin in range(0, len(missing), 256):
             at = torch.tensor(missing[begin : begin + 256], device=self._x.device)
-            logits = verifier.logits(self._x[at]).float().cpu()
+            logits, wrong = (answer.cpu() for answer in verifier.answers(self._x[at], self._y[at]))
+            logits = logits.float()
             if not bool(logits.isfinite().all()):
                 first = self._plan.samples[int(at.cpu()[~logits.isfinite().all(1)][0])]
                 raise ModelError(f"the model returns NaN or infinite logits on the clean sample {first}")
-            right = (logits.argmax(1) == self._y[at].cpu()).tolist()
+            right = (2 * wrong <= verifier.draws).tolist()
             yield self._keep(
                 Batch(
                     self._plan.attacks[0].name,

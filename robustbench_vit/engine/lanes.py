@@ -16,7 +16,7 @@ from torch import Tensor
 from robustbench_vit.attacks.norms import NORMS
 from robustbench_vit.engine.oracle import Oracle, unwrap
 from robustbench_vit.engine.pool import Pool, PoolSettings, Samples, image_bytes, turns_of
-from robustbench_vit.engine.verify import Verifier
+from robustbench_vit.engine.verify import Checked, Verifier
 from robustbench_vit.errors import AttackError, InputError
 from robustbench_vit.plan import LanePlan
 from robustbench_vit.records.rows import LaneSpec, RowKey, RowResult
@@ -31,6 +31,7 @@ class Bench:
     largest_batch: int
     pool: PoolSettings
     seed: int
+    draws: int = 1  # of a model that answers at random, when a candidate is rechecked
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _rows(
         eps,
         bench.seed,
         oracle,
-        Verifier(bench.model, NORMS[lane.plan.norm]),
+        Verifier(bench.model, NORMS[lane.plan.norm], bench.draws),
         bench.pool,
         _known_turns(lane, samples, eps, known),
     )
@@ -109,7 +110,7 @@ def _batch(
     lane: Lane, samples: Samples, eps: float, bench: Bench, known: Mapping[RowKey, RowResult]
 ) -> Iterator[Retired]:
     """Fixed chunks in sample order. The outcome may depend on the chunk; the card's algorithm says so in the table."""
-    verifier = Verifier(bench.model, NORMS[lane.plan.norm])
+    verifier = Verifier(bench.model, NORMS[lane.plan.norm], bench.draws)
     for begin in range(0, len(samples), lane.attack.chunk):
         chunk = samples.take(range(begin, min(begin + lane.attack.chunk, len(samples))))
         keys = [RowKey(lane.plan.key, eps, sample, 0) for sample in chunk.ids]
@@ -132,11 +133,19 @@ def _attack_chunk(
     checked = verifier.check(x.detach(), chunk.x, chunk.y, torch.full((len(chunk),), eps, device=chunk.x.device))
     share = [round(passes / len(chunk)) for passes in (counted.forwards, counted.backwards)]
     return [
-        RowResult(
-            key, 0, None, bool(ok), float(d) if ok else None, share[0] + 1, share[1], image_bytes(image) if ok else None
-        )
-        for key, ok, d, image in zip(keys, checked.holds, checked.distance, x, strict=True)
+        _batch_result(key, x[i], checked, i, share[0] + verifier.draws, share[1], verifier.draws > 1)
+        for i, key in enumerate(keys)
     ]
+
+
+def _batch_result(
+    key: RowKey, image: Tensor, checked: Checked, i: int, forwards: int, backwards: int, random: bool
+) -> RowResult:
+    holds, wrong = bool(checked.holds[i]), int(checked.wrong_draws[i])
+    shown = holds or (random and bool(checked.inside[i]) and wrong > 0)
+    distance = float(checked.distance[i]) if shown else None
+    stored = image_bytes(image) if shown else None
+    return RowResult(key, 0, None, holds, distance, forwards, backwards, stored, wrong if shown and random else None)
 
 
 class CountedModel(torch.nn.Module):

@@ -56,6 +56,23 @@ class _Slot:
     rank: int
 
 
+@dataclass(frozen=True)
+class _Verified:
+    """A candidate that holds."""
+
+    distance: float
+    wrong_draws: int | None  # of a random model
+
+
+@dataclass(frozen=True)
+class _Wavering:
+    """A candidate that some draws of a random model get wrong, but not most of them."""
+
+    wrong_draws: int
+    distance: float
+    image: bytes
+
+
 class Pool:
     """Runs one row attack on samples at one eps."""
 
@@ -82,6 +99,8 @@ class Pool:
         self._slots: list[_Slot] = []
         self._state: Any = None
         self._index = self._keys = self._forwards = self._backwards = torch.zeros(0, dtype=torch.int64)
+        self._rejected: Tensor | None = None  # (row, c, h, w) the candidates that failed their last recheck
+        self._wavering: dict[tuple[int, int], _Wavering] = {}  # by (sample, turn)
         self.wasted = 0  # passes spent on padding and on cancelled rows
 
     def run(self) -> Iterator[list[RowResult]]:
@@ -120,6 +139,8 @@ class Pool:
         if self._slots:
             state = concatenate([self._state, state])
             index, keys = torch.cat([self._index, index]), torch.cat([self._keys, keys])
+        if self._rejected is not None:
+            self._rejected = torch.cat([self._rejected, torch.full_like(samples.x[index[-len(new) :]], torch.nan)])
         running = len(self._slots)
         self._forwards = torch.cat([self._forwards[:running].to(device), nothing])
         self._backwards = torch.cat([self._backwards[:running].to(device), nothing])
@@ -138,6 +159,8 @@ class Pool:
         self.wasted += passes.padding
         candidates, finished = self._attack.best(self._state), self._attack.finished(self._state)
         claims = candidates.found & finished if self._attack.stop == "exhausted" else candidates.found
+        if self._rejected is not None:  # the same image again would only be rejected again
+            claims = claims & (candidates.x != self._rejected).flatten(1).any(1)
         claimed, ended = torch.stack((claims, finished)).tolist()
         if not any(claimed) and not any(ended):
             return []
@@ -159,32 +182,52 @@ class Pool:
         self._keep([i for i in range(len(self._slots)) if i not in cancelled and i not in set(leaving)])
         return results
 
-    def _verify(self, candidates: Candidates, claimed: list[int]) -> dict[int, float]:
-        """Positions whose claim holds, with the distance; a claim that fails leaves its row running."""
+    def _verify(self, candidates: Candidates, claimed: list[int]) -> dict[int, _Verified]:
+        """Positions whose claim holds; a claim that fails leaves its row running."""
         if not claimed:
             return {}
         at = torch.tensor(claimed, device=self._index.device)
         which = self._index[at]
         eps = torch.full((len(at),), self._eps, dtype=self._samples.x.dtype, device=at.device)
-        checked: Checked = self._verifier.check(candidates.x[at], self._samples.x[which], self._samples.y[which], eps)
-        self._forwards[at] += 1
-        holds, distance = checked.holds.tolist(), checked.distance.tolist()
-        return {i: distance[k] for k, i in enumerate(claimed) if holds[k]}
+        images = candidates.x[at]
+        checked: Checked = self._verifier.check(images, self._samples.x[which], self._samples.y[which], eps)
+        self._forwards[at] += self._verifier.draws
+        holds, distance, wrong = checked.holds.tolist(), checked.distance.tolist(), checked.wrong_draws.tolist()
+        if not all(holds):
+            self._reject(at, images, checked)
+        random = self._verifier.draws > 1
+        return {i: _Verified(distance[k], wrong[k] if random else None) for k, i in enumerate(claimed) if holds[k]}
+
+    def _reject(self, at: Tensor, images: Tensor, checked: Checked) -> None:
+        """Remembers candidates that failed, and of a random model those that some draws get wrong."""
+        if self._rejected is None:
+            self._rejected = torch.full((len(self._slots), *images.shape[1:]), torch.nan, dtype=images.dtype)
+            self._rejected = self._rejected.to(images.device)
+        failed = ~checked.holds
+        self._rejected[at[failed]] = images[failed]
+        for k in (failed & checked.inside & (checked.wrong_draws > 0)).nonzero().flatten().tolist():
+            slot, wrong = self._slots[int(at[k])], int(checked.wrong_draws[k])
+            best = self._wavering.get((slot.sample, slot.turn))
+            if best is None or wrong > best.wrong_draws:
+                found = _Wavering(wrong, float(checked.distance[k]), image_bytes(images[k]))
+                self._wavering[slot.sample, slot.turn] = found
 
     def _result(
-        self, i: int, candidates: Candidates, distance: float | None, forwards: int, backwards: int
+        self, i: int, candidates: Candidates, verified: _Verified | None, forwards: int, backwards: int
     ) -> RowResult:
         slot = self._slots[i]
-        found = distance is not None
+        shown: _Verified | _Wavering | None = verified or self._wavering.pop((slot.sample, slot.turn), None)
+        image = image_bytes(candidates.x[i]) if verified else getattr(shown, "image", None)
         return RowResult(
             RowKey(self._lane_key, self._eps, self._samples.ids[slot.sample], slot.turn),
             slot.restart,
             int(self._samples.ranking[slot.sample, slot.rank + 1]) if self._targeted else None,
-            found,
-            distance,
+            verified is not None,
+            shown.distance if shown else None,
             forwards,
             backwards,
-            image_bytes(candidates.x[i]) if found else None,
+            image,
+            shown.wrong_draws if shown else None,
         )
 
     def _keep(self, positions: list[int]) -> None:
@@ -193,6 +236,7 @@ class Pool:
         self._state = take(self._state, at)
         self._index, self._keys = self._index[at], self._keys[at]
         self._forwards, self._backwards = self._forwards[at], self._backwards[at]
+        self._rejected = None if self._rejected is None else self._rejected[at]
 
 
 def turns_of(attack: RowAttack[Any], num_classes: int) -> int:

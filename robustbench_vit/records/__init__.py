@@ -1,6 +1,17 @@
 """What an evaluation leaves behind: outcomes, the journal, the record. No torch."""
 
 from robustbench_vit.records.outcome import Outcome, Status
-from robustbench_vit.records.record import Finding, Record, protocol_id
+from robustbench_vit.records.record import Finding, Judgement, Record, protocol_id
+from robustbench_vit.records.reliability import Evidence, Reason, Reliability
 
-__all__ = ["Finding", "Outcome", "Record", "Status", "protocol_id"]
+__all__ = [
+    "Evidence",
+    "Finding",
+    "Judgement",
+    "Outcome",
+    "Reason",
+    "Record",
+    "Reliability",
+    "Status",
+    "protocol_id",
+]

@@ -27,12 +27,16 @@ CREATE TABLE IF NOT EXISTS clean (
 CREATE TABLE IF NOT EXISTS rows (
     run INTEGER NOT NULL, lane TEXT NOT NULL, eps REAL NOT NULL, sample TEXT NOT NULL, turn INTEGER NOT NULL,
     restart INTEGER NOT NULL, target INTEGER, found INTEGER NOT NULL, distance REAL,
-    forwards INTEGER NOT NULL, backwards INTEGER NOT NULL, image BLOB,
+    forwards INTEGER NOT NULL, backwards INTEGER NOT NULL, image BLOB, wrong_draws INTEGER,
     PRIMARY KEY (run, lane, eps, sample, turn));
 CREATE TABLE IF NOT EXISTS spent (
     run INTEGER NOT NULL, attack TEXT NOT NULL, seconds REAL NOT NULL, wasted INTEGER NOT NULL,
     PRIMARY KEY (run, attack)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS notes (
+    run INTEGER NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL,
+    PRIMARY KEY (run, key)) WITHOUT ROWID;
 """
+_SCHEMA_VERSION = 2
 
 
 @dataclass
@@ -43,11 +47,13 @@ class Known:
     rows: dict[RowKey, RowResult] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)  # per attack
     wasted: dict[str, int] = field(default_factory=dict)  # padding and cancelled passes, per attack
+    notes: dict[str, str] = field(default_factory=dict)  # what was found besides rows, as JSON
 
     def add(self, batch: Batch) -> None:
         """Takes in what a batch decided."""
         self.clean.update((c.sample, c) for c in batch.clean)
         self.rows.update((r.key, r) for r in batch.rows)
+        self.notes.update(batch.notes)
         self.seconds[batch.attack] = self.seconds.get(batch.attack, 0.0) + batch.seconds
         self.wasted[batch.attack] = self.wasted.get(batch.attack, 0) + batch.wasted
 
@@ -61,6 +67,7 @@ class Batch:
     rows: tuple[RowResult, ...] = ()
     seconds: float = 0.0
     wasted: int = 0
+    notes: tuple[tuple[str, str], ...] = ()  # (key, JSON)
 
 
 class Journal:
@@ -72,7 +79,20 @@ class Journal:
             self._db = sqlite3.connect(path, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
+            self._require_version()
             self._db.executescript(_SCHEMA)
+            self._db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+
+    def _require_version(self) -> None:
+        """Raises StorageError when the file holds a journal of another version."""
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if tables and version != _SCHEMA_VERSION:
+            self._db.close()
+            raise StorageError(
+                f"{self.path} is the journal of another version of robustbench_vit; move it away, or choose another"
+                " folder with --out"
+            )
 
     def run(self, key: str, about: str) -> int:
         """The number of the run with this key, made if it is new."""
@@ -91,9 +111,10 @@ class Journal:
             "INSERT INTO clean VALUES (?, ?, ?, ?)", [(run, c.sample, c.correct, c.logits) for c in batch.clean]
         )
         self._db.executemany(
-            "INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [_row_values(run, row) for row in batch.rows],
         )
+        self._db.executemany("INSERT INTO notes VALUES (?, ?, ?)", [(run, key, value) for key, value in batch.notes])
         self._db.execute(
             "INSERT INTO spent VALUES (?, ?, ?, ?) ON CONFLICT (run, attack) DO UPDATE SET"
             " seconds = seconds + excluded.seconds, wasted = wasted + excluded.wasted",
@@ -105,17 +126,19 @@ class Journal:
         with _storage_errors(self.path):
             clean = self._db.execute("SELECT sample, correct, logits FROM clean WHERE run = ?", (run,))
             rows = self._db.execute(
-                "SELECT lane, eps, sample, turn, restart, target, found, distance, forwards, backwards, image"
-                " FROM rows WHERE run = ?",
+                "SELECT lane, eps, sample, turn, restart, target, found, distance, forwards, backwards, image,"
+                " wrong_draws FROM rows WHERE run = ?",
                 (run,),
             )
             spent = self._db.execute("SELECT attack, seconds, wasted FROM spent WHERE run = ?", (run,)).fetchall()
+            notes = self._db.execute("SELECT key, value FROM notes WHERE run = ?", (run,)).fetchall()
             results = [_row_result(values) for values in rows]
             return Known(
                 {sample: CleanResult(sample, bool(correct), logits) for sample, correct, logits in clean},
                 {result.key: result for result in results},
                 {attack: seconds for attack, seconds, _ in spent},
                 {attack: wasted for attack, _, wasted in spent},
+                dict(notes),
             )
 
     def close(self) -> None:
@@ -138,13 +161,22 @@ class Journal:
 def _row_values(run: int, row: RowResult) -> tuple[object, ...]:
     key = row.key
     place = (run, key.lane, key.eps, key.sample, key.turn)
-    return (*place, row.restart, row.target, row.found, row.distance, row.forwards, row.backwards, row.image)
+    return (
+        *place,
+        row.restart,
+        row.target,
+        row.found,
+        row.distance,
+        row.forwards,
+        row.backwards,
+        row.image,
+        row.wrong_draws,
+    )
 
 
 def _row_result(values: tuple) -> RowResult:
-    lane, eps, sample, turn, restart, target, found, distance, forwards, backwards, image = values
-    key = RowKey(lane, eps, sample, turn)
-    return RowResult(key, restart, target, bool(found), distance, forwards, backwards, image)
+    lane, eps, sample, turn, restart, target, found, *rest = values
+    return RowResult(RowKey(lane, eps, sample, turn), restart, target, bool(found), *rest)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import numpy as np
 
 from robustbench_vit.errors import InputError
 from robustbench_vit.records.outcome import Outcome, Status
+from robustbench_vit.records.reliability import Reliability
 from robustbench_vit.storage import write_atomic
 
 if TYPE_CHECKING:
@@ -31,6 +32,15 @@ class Finding:
     check: str
     level: str  # pass, warn or refuse
     message: str
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How far the robust accuracy under one attack and eps can be trusted."""
+
+    attack: str
+    eps: float
+    reliability: Reliability
 
 
 def canonical(value: Any) -> str:
@@ -53,21 +63,28 @@ class Record:
     findings: tuple[Finding, ...]
     provenance: Mapping[str, Any]  # git commit, versions, device, width, seed, seconds, …; never compared
     images: np.ndarray | None = None  # float32 (n, c, h, w): broken samples' adversarial images, else the clean ones
+    policy: str = "A"  # A deterministic and differentiable, B answers at random, C no useful gradient
+    judgements: tuple[Judgement, ...] = ()  # how far numbers can be trusted
 
     @property
     def protocol_id(self) -> str:
         """See `records.protocol_id`."""
         return protocol_id(self.protocol)
 
-    def at(self, attack: str | None = None, eps: float | None = None) -> Record:
-        """This record with the outcomes of one attack and one eps only; raises InputError when there are none."""
-        kept = tuple(
-            o for o in self.outcomes if (attack is None or o.attack == attack) and (eps is None or o.eps == eps)
-        )
+    def at(self, attack: str | None = None, eps: float | None = None, criterion: str | None = None) -> Record:
+        """This record with the outcomes of one attack, eps and criterion only; raises InputError when there are none.
+
+        Random models have outcomes by two criteria: 'untargeted' (one wrong draw suffices, as AutoAttack counts) and
+        'majority' (more than half of the draws).
+        """
+        asked = (("attack", attack), ("eps", eps), ("criterion", criterion))
+        kept = tuple(o for o in self.outcomes if all(v is None or getattr(o, name) == v for name, v in asked))
         if not kept:
             held = sorted({(o.attack, o.eps) for o in self.outcomes})
-            raise InputError(f"no outcomes for attack {attack!r} at eps {eps}; the record holds {held}")
-        return dataclasses.replace(self, outcomes=kept)
+            by = f" by criterion {criterion!r}" if criterion else ""
+            raise InputError(f"no outcomes for attack {attack!r} at eps {eps}{by}; the record holds {held}")
+        judged = tuple(j for j in self.judgements if attack in (None, j.attack) and eps in (None, j.eps))
+        return dataclasses.replace(self, outcomes=kept, judgements=judged)
 
     def _single(self) -> tuple[Outcome, ...]:
         held = sorted({(o.attack, o.eps) for o in self.outcomes})
@@ -75,7 +92,28 @@ class Record:
             raise InputError(
                 f"the record holds several attacks or budgets, {held}; choose with record.at(attack=…, eps=…)"
             )
-        return self.outcomes
+        by = {o.criterion for o in self.outcomes}
+        return tuple(o for o in self.outcomes if len(by) == 1 or o.criterion == self.protocol["criterion"])
+
+    @property
+    def criteria(self) -> list[str]:
+        """How outcomes were judged, the headline's criterion first."""
+        return list(dict.fromkeys(o.criterion for o in self.outcomes))
+
+    @property
+    def reliability(self) -> Reliability | None:
+        """How far the robust accuracy can be trusted; None where it was not looked into."""
+        self._single()
+        return self.judgements[0].reliability if self.judgements else None
+
+    def lanes(self, attack: str) -> list[str]:
+        """The lanes that ran: those of the attack's card, or of its stand-in under the record's policy."""
+        resolved = self.protocol["attacks"][attack]
+        return [lane["name"] for lane in resolved.get("stand_ins", {}).get(self.policy, resolved)["lanes"]]
+
+    def custom(self, attack: str) -> list[str]:
+        """The fields in which an attack differs from the published protocol whose name it bears."""
+        return list(self.protocol["attacks"][attack].get("custom", []))
 
     @property
     def n(self) -> int:
@@ -117,12 +155,12 @@ class Record:
 
     def survivors(self, attack: str, eps: float) -> dict[str, int]:
         """Samples still robust after each lane of an attack, in the order of its lanes."""
-        outcomes = self.at(attack, eps).outcomes
+        outcomes = self.at(attack, eps)._single()
         left = sum(o.status is not Status.MISCLASSIFIED for o in outcomes)
         after = {}
-        for lane in self.protocol["attacks"][attack]["lanes"]:
-            left -= sum(o.by == lane["name"] for o in outcomes)
-            after[lane["name"]] = left
+        for lane in self.lanes(attack):
+            left -= sum(o.by == lane for o in outcomes)
+            after[lane] = left
         return after
 
     def to_frame(self) -> pd.DataFrame:
@@ -141,7 +179,9 @@ class Record:
             "entry": dict(self.entry),
             "protocol_id": self.protocol_id,
             "protocol": dict(self.protocol),
+            "policy": self.policy,
             "findings": [dataclasses.asdict(f) for f in self.findings],
+            "reliability": [{"attack": j.attack, "eps": j.eps, **j.reliability.to_dict()} for j in self.judgements],
             "outcomes": _folded(columns),
             "provenance": dict(self.provenance),
         }
@@ -212,6 +252,8 @@ def _from_dict(raw: Mapping[str, Any]) -> Record:
         outcomes=tuple(_outcome(row) for row in rows),
         findings=tuple(Finding(**f) for f in raw["findings"]),
         provenance=raw["provenance"],
+        policy=raw["policy"],
+        judgements=tuple(Judgement(j["attack"], j["eps"], Reliability.from_dict(j)) for j in raw["reliability"]),
     )
 
 
@@ -223,12 +265,13 @@ def _outcome(row: dict[str, Any]) -> Outcome:
 def same_verdicts(a: Iterable[Outcome], b: Iterable[Outcome]) -> dict[str, list[str]]:
     """Per attack, the samples whose verdict differs between two sets of outcomes (missing ones differ)."""
 
-    def by_key(outcomes: Iterable[Outcome]) -> dict[tuple[str, float, str], str]:
-        return {(o.attack, o.eps, o.sample): o.verdict for o in outcomes}
+    def by_key(outcomes: Iterable[Outcome]) -> dict[tuple[str, float, str, str], str]:
+        return {(o.attack, o.eps, o.criterion, o.sample): o.verdict for o in outcomes}
 
     left, right = by_key(a), by_key(b)
     differing: dict[str, list[str]] = {}
-    for attack, eps, sample in sorted(left.keys() | right.keys()):
-        if left.get((attack, eps, sample)) != right.get((attack, eps, sample)):
+    for key in sorted(left.keys() | right.keys()):
+        if left.get(key) != right.get(key):
+            attack, _, _, sample = key
             differing.setdefault(attack, []).append(sample)
     return differing

@@ -8,16 +8,19 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from robustbench_vit.cards import BoardCard, Entry, Loaded, Workspace
+from robustbench_vit.cards import BoardCard, Entry, Loaded, Policy, Workspace
 from robustbench_vit.errors import InputError, RobustbenchError, StorageError
-from robustbench_vit.evaluation import Watcher, complete, find_device, make_bench, make_record, run_plan
+from robustbench_vit.evaluation import Watcher, make_bench, run_plan
 from robustbench_vit.plan import Plan
 from robustbench_vit.progress import Bars
+from robustbench_vit.recording import complete, make_record
 from robustbench_vit.records import Record
 from robustbench_vit.records.journal import Journal, Known, open_journal
 from robustbench_vit.running.entries import Prepared, board_plan, chosen, entry_subject, prepare
 from robustbench_vit.running.workers import Message, Task, run_tasks
+from robustbench_vit.subject import find_device
 
 SPARE_BYTES = 16 * 2**20
 """Free space a run needs beyond its images."""
@@ -104,11 +107,11 @@ class _Session:
             self._numbers[item.name] = self._journal.run(item.key, item.name)
             self._known[item.name] = self._journal.known(self._numbers[item.name])
             self._run.rows_computed[item.name] = 0
-        left = [entry for entry in entries if not complete(self._run.plan, self._known[entry.name])]
+        left = [entry for entry in entries if not complete(by_name[entry.name].plan, self._known[entry.name])]
         for entry in entries:
             if entry not in left:
                 self._record(by_name[entry.name])
-        tasks = run_tasks([self._task(entry) for entry in left], self._workers(len(left)))
+        tasks = run_tasks([self._task(entry, by_name[entry.name].plan) for entry in left], self._workers(len(left)))
         try:
             with closing(tasks):  # an error here must end the workers
                 for message in tasks:
@@ -123,8 +126,9 @@ class _Session:
         default = (os.cpu_count() or 1) if self._options.device.startswith("cpu") else 1
         return max(1, min(self._options.workers or default, tasks))
 
-    def _task(self, entry: Entry) -> Task:
-        return Task(entry.name, EntryWork(self._board, self._workspace, entry, self._options, self._known[entry.name]))
+    def _task(self, entry: Entry, plan: Plan) -> Task:
+        known = self._known[entry.name]
+        return Task(entry.name, EntryWork(self._board, self._workspace, entry, plan.policy, self._options, known))
 
     def _take(self, message: Message, prepared: Mapping[str, Prepared]) -> None:
         """Journals what a worker sent, shows it, and records a finished entry."""
@@ -148,7 +152,7 @@ class _Session:
         ran = {
             "device": self._options.device,
             "width": make_bench(
-                None, find_device(self._options.device, None), self._options.width, 0, item.data.x[0].size
+                None, find_device(self._options.device, None), self._options.width, item.plan, item.data.x[0].size
             ).pool.width,
             "workers": self._workers(len(self._numbers)),
             "threads": 1,
@@ -180,15 +184,23 @@ class EntryWork:
     board: Loaded[BoardCard]
     workspace: Workspace
     entry: Entry
+    policy: Policy
     options: RunOptions
     known: Known
 
     def __call__(self, send: Watcher) -> None:
         plan, data = board_plan(self.board, self.workspace, self.options.n, self.options.smoke)
+        plan = plan.under(self.policy)
         subject = entry_subject(self.board, self.entry, self.workspace)
         device = find_device(self.options.device, subject.model)
-        bench = make_bench(subject.model, device, self.options.width, plan.seed, data.x[0].size)
-        run_plan(plan, subject, data, bench, self.known, send)
+        bench = make_bench(subject.model, device, self.options.width, plan, data.x[0].size)
+        run_plan(plan, subject, data, bench, self.known, send, self._surrogate())
+
+    def _surrogate(self) -> Any | None:
+        if self.entry.surrogate is None:
+            return None
+        (other,) = chosen(self.board, [self.entry.surrogate])
+        return entry_subject(self.board, other, self.workspace).model
 
 
 def _check_different(board: Loaded[BoardCard], prepared: Sequence[Prepared]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,15 @@ import torch
 from robustbench_vit.cards import BoardCard, Entry, Loaded, Workspace
 from robustbench_vit.data import Dataset, load_dataset
 from robustbench_vit.defenses.recipe import apply_architecture
-from robustbench_vit.errors import RobustbenchError, UnknownNameError
-from robustbench_vit.evaluation import Subject, algorithm_versions, examine, make_subject, run_key
+from robustbench_vit.engine.intake import Declared
+from robustbench_vit.errors import ModelError, RobustbenchError, UnknownNameError
+from robustbench_vit.evaluation import algorithm_versions, examine, run_key
 from robustbench_vit.models.build import build_model
 from robustbench_vit.models.normalise import normalised
 from robustbench_vit.models.weights import load_weights
 from robustbench_vit.plan import SMOKE_SAMPLES, Plan, make_plan
 from robustbench_vit.records import Finding
+from robustbench_vit.subject import Subject, make_subject
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,20 @@ def entry_subject(board: Loaded[BoardCard], entry: Entry, workspace: Workspace) 
         "weights_sha256": sha256,
         "normalise": entry.normalise.model_dump() if entry.normalise else None,
     }
-    return make_subject(model.eval(), about)
+    return make_subject(model.eval(), about, Declared(entry.randomness, entry.clean_accuracy, _listed(board, entry)))
+
+
+def _listed(board: Loaded[BoardCard], entry: Entry) -> int | None:
+    """On how many samples the card's clean accuracy was measured: all of the board's."""
+    choice = board.card.data
+    if entry.clean_accuracy is None or choice.samples != "all":
+        return None if entry.clean_accuracy is None else int(choice.samples)
+    return len(load_dataset(choice.name, choice.split))
 
 
 def weights_path(board: Loaded[BoardCard], entry: Entry) -> Path:
     """Where the entry's weights lie: beside the board, in the folder of its name."""
-    return board.path.parent / board.name / entry.weights
+    return Path(os.path.normpath(board.path.parent / board.name / entry.weights))  # '..' also where no folder is yet
 
 
 def board_plan(
@@ -72,7 +83,7 @@ def board_plan(
     if smoke:
         n = min(n or SMOKE_SAMPLES, SMOKE_SAMPLES, len(data))
     data = data.first(n)
-    versions = algorithm_versions(workspace, card.attacks, board.shown)
+    versions = algorithm_versions(workspace, card.attacks, card.norm, board.shown)
     plan = make_plan(workspace, card.attacks, card.norm, card.eps, data, card.seed, versions, board.shown, smoke)
     return plan, data
 
@@ -90,9 +101,11 @@ def prepare(board: Loaded[BoardCard], entry: Entry, workspace: Workspace, plan: 
     """The entry, built and looked at; errors name the board and the entry."""
     try:
         subject = entry_subject(board, entry, workspace)
-        findings = examine(subject, data, torch.device("cpu"))
+        seen = examine(subject, data, torch.device("cpu"))
+    except ModelError as error:
+        raise ModelError(f"{board.shown}, entry '{entry.name}': {error}", error.findings) from error
     except RobustbenchError as error:
         named = RobustbenchError(f"{board.shown}, entry '{entry.name}': {error}")
         named.exit_code = error.exit_code
         raise named from error
-    return Prepared(entry.name, subject, plan, data, tuple(findings))
+    return Prepared(entry.name, subject, plan.under(seen.policy), data, seen.findings)

@@ -13,10 +13,11 @@ from robustbench_vit.cards import BoardCard, Loaded, Workspace
 from robustbench_vit.cards.numbers import show_number
 from robustbench_vit.engine.cascade import Stage, build_stages
 from robustbench_vit.engine.oracle import frozen, unwrap
-from robustbench_vit.evaluation import find_device, make_bench, placed
+from robustbench_vit.evaluation import make_bench
 from robustbench_vit.plan import Plan
 from robustbench_vit.running.board import RunOptions, run_folder
 from robustbench_vit.running.entries import board_plan, chosen, prepare
+from robustbench_vit.subject import find_device, placed
 
 WARM_UP, TIMED = 1, 3
 """Passes before and while the clock runs."""
@@ -38,7 +39,7 @@ def estimate_board(board: Loaded[BoardCard], workspace: Workspace, options: RunO
     yield f"a robust sample costs at most {cost.forwards:,} forward and {cost.backwards:,} backward passes"
     yield ""
     for entry, prepared in zip(entries, checked, strict=True):
-        bench = make_bench(prepared.subject.model, device, options.width, plan.seed, data.x[0].size)
+        bench = make_bench(prepared.subject.model, device, options.width, prepared.plan, data.x[0].size)
         x = torch.from_numpy(data.x[:1]).to(device).expand(bench.pool.width, *data.x.shape[1:]).contiguous()
         with placed(bench.model, device), frozen(bench.model):
             forward, backward, memory = _measure(bench.model, x)

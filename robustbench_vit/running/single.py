@@ -43,7 +43,8 @@ def choose_model(choice: ModelChoice, data: Dataset, workspace: Workspace) -> tu
         )
     if (choice.mean is None) != (choice.std is None):
         raise InputError("--mean and --std belong together: give both or neither")
-    model = build_model(choice.name, **_shape(choice, data))
+    shape = _shape(choice, data)
+    model = build_model(choice.name, **shape)
     if choice.defense is not None:
         model = apply_architecture(workspace.defense(choice.defense).card, model)
     sha256 = load_weights(model, choice.weights)
@@ -52,6 +53,7 @@ def choose_model(choice: ModelChoice, data: Dataset, workspace: Workspace) -> tu
     about = {
         "name": choice.name,
         "model": choice.name,
+        "model_args": shape,
         "defense": choice.defense,
         "weights": choice.weights.name,
         "weights_sha256": sha256,

@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -58,9 +58,9 @@ class Sender:
         self._seconds += batch.seconds
         self._wasted += batch.wasted
         now = time.monotonic()
-        if not batch.rows and not batch.clean and now - self._last < SEND_EVERY:
+        if not batch.rows and not batch.clean and not batch.notes and now - self._last < SEND_EVERY:
             return
-        self._send(Batch(batch.attack, batch.clean, batch.rows, self._seconds, self._wasted), progress)
+        self._send(replace(batch, seconds=self._seconds, wasted=self._wasted), progress)
         self._seconds, self._wasted, self._last = 0.0, 0, now
 
 

@@ -31,7 +31,7 @@ def test_every_norm_that_cards_may_name_exists():
     assert all(norm.name == name for name, norm in NORMS.items())
 
 
-@pytest.mark.parametrize(("name", "size", "dual"), [("linf", 4.0, 9.0), ("l2", 29**0.5, 29**0.5)])
+@pytest.mark.parametrize(("name", "size", "dual"), [("linf", 4.0, 9.0), ("l2", 29**0.5, 29**0.5), ("l1", 9.0, 4.0)])
 def test_sizes(name, size, dual):
     row = torch.tensor([3.0, -4.0, 2.0, 0.0]).view(1, 1, 2, 2)
     both = torch.cat([row, torch.zeros_like(row)])
@@ -102,3 +102,68 @@ def test_in_l2_the_radius_of_a_start_is_drawn_apart_from_its_direction(noise):
     moved = (NORMS["l2"].in_ball(x0, eps, noise(300), 0) - x0).flatten() / 0.2
     assert abs(float(moved.mean())) < 0.12
     assert 0.4 < float((moved.abs() < 0.5).float().mean()) < 0.6
+
+
+def l1_by_bisection(x: Tensor, x0: Tensor, eps: Tensor) -> Tensor:
+    """The projection on the l1 ball and the box, from its optimality conditions."""
+    delta = x - x0
+    room = torch.where(delta > 0, 1 - x0, x0)
+    low, high = torch.zeros_like(eps), delta.abs().flatten(1).amax(1)
+    for _ in range(80):
+        middle = (low + high) / 2
+        left = (delta.abs() - middle.view(-1, 1, 1, 1)).clamp_min(0).minimum(room)
+        too_large = left.flatten(1).sum(1) > eps
+        low, high = torch.where(too_large, middle, low), torch.where(too_large, high, middle)
+    return x0 + delta.sign() * left
+
+
+@checked
+@given(seed=st.integers(0, 10**6), shape=SHAPES, far=st.sampled_from([1e-4, 0.05, 0.3, 10.0]))
+def test_the_l1_projection_is_the_nearest_point(seed, shape, far):
+    x, x0, eps = (t.double() for t in points(seed, shape, far))
+    nearest = NORMS["l1"].project(x, x0, eps)
+    torch.testing.assert_close(nearest, l1_by_bisection(x, x0, eps), rtol=0, atol=1e-12)
+    # Of a convex set, p is the point nearest to x exactly when (x - p)·(q - p) ≤ 0 for every q of the set.
+    others = NORMS["l1"].project(x0 + 0.2 * (x0.roll(1, 0) - 0.5), x0, eps)
+    for q in (x0, others, (x0 + others) / 2):
+        assert bool((((x - nearest) * (q - nearest)).flatten(1).sum(1) <= 1e-9).all())
+
+
+@pytest.mark.parametrize("eps", [0.5, 12.0, 75.0])
+@pytest.mark.parametrize("far", [0.01, 1.0])
+def test_in_float32_a_sum_of_many_rounded_pixels_stays_within_the_l1_radius(eps, far):
+    generator = torch.Generator().manual_seed(0)
+    x0 = torch.rand(2, 3, 200, 130, generator=generator)
+    x = x0 + far * torch.randn(x0.shape, generator=generator)
+    near = NORMS["l1"].project(x, x0, torch.full((2,), eps))
+    size = NORMS["l1"].size(near.double() - x0.double())
+    assert bool((size <= eps + 1e-7).all())
+    assert bool((size >= eps * (1 - 2e-5) - 1e-4).all())
+
+
+def test_an_l1_projection_leaves_alone_what_it_need_not_move():
+    x0 = torch.tensor([0.5, 0.5, 0.2, 0.9]).view(1, 1, 1, 4)
+    x = torch.tensor([0.6, 0.5, 0.1, 1.3]).view(1, 1, 1, 4)
+    clipped = torch.tensor([0.6, 0.5, 0.1, 1.0]).view(1, 1, 1, 4)
+    assert torch.equal(NORMS["l1"].project(x, x0, torch.tensor([0.7])), clipped)
+    sparse = NORMS["l1"].project(
+        x, x0, torch.tensor([0.05])
+    )  # the wall holds nothing up: three pixels lose 0.35 or all
+    torch.testing.assert_close(sparse, torch.tensor([0.5, 0.5, 0.2, 0.95]).view(1, 1, 1, 4), rtol=0, atol=1e-6)
+    assert torch.equal(sparse[..., :3], x0[..., :3])
+    assert torch.equal(NORMS["l1"].project(x, x0, torch.tensor([0.0])), x0)
+
+
+def test_of_several_largest_entries_the_l1_direction_takes_one():
+    grad = torch.tensor([1.0, -3.0, 3.0, 0.0]).view(1, 1, 2, 2)
+    assert NORMS["l1"].steepest(grad).flatten().tolist() == [0, -1, 0, 0]
+
+
+@pytest.mark.parametrize("name", sorted(NORMS))
+def test_a_wall_does_not_hold_up_an_attack(name):
+    x, grad = torch.tensor([0.0, 1.0, 0.5, 1.0]).view(1, 1, 2, 2), torch.tensor([-4.0, 3.0, 1.0, -2.0]).view(1, 1, 2, 2)
+    direction = NORMS[name].steepest_from(x, grad)
+    assert bool((((x + 0.1 * direction).clamp(0, 1) - x).abs() > 0).any())
+    assert direction.flatten().tolist() == [0, 0, 0, -1] or name != "l1"
+    free = torch.full_like(x, 0.5)
+    assert torch.equal(NORMS[name].steepest_from(free, grad), NORMS[name].steepest(grad))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ CLASSES = 6
 class Draws:
     """Stands in for Noise: hands out given uniforms and normals, row by row."""
 
-    def __init__(self, uniform=None, normal=None, signs=None) -> None:
+    def __init__(self, uniform: Any = None, normal: Any = None, signs: Any = None) -> None:
         self._uniform, self._normal, self._signs = uniform, normal, signs
         self.keys = torch.zeros(1, 2, dtype=torch.int64)
 

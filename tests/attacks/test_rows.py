@@ -81,9 +81,9 @@ def test_what_is_found_is_inside_the_budget_and_the_box(build, drive, bumpy, nam
 def test_the_attack_finds_something_at_a_large_radius_and_nothing_at_none(build, drive, bumpy, name, norm):
     attack, model = build(name, norm), bumpy(SHAPE)
     start = rows(model, 8, attack)
-    for eps, least, most in ((1.5, 2, 8), (1e-7, 0, 0)):
+    for eps, least, most in (({"linf": 1.5, "l2": 1.5, "l1": 8.0}[norm], 2, 8), (1e-7, 0, 0)):
         begin = dataclasses.replace(start, eps=torch.full((8,), eps))
-        assert least <= int(attack.best(drive(attack, model, begin, 60)).found.sum()) <= most
+        assert least <= int(attack.best(drive(attack, model, begin, 110)).found.sum()) <= most
 
 
 @attacks
@@ -170,9 +170,9 @@ def test_finished_rows_stay_finished_and_the_passes_are_those_promised(build, no
 def test_what_was_found_stays_found(build, noise, bumpy, name, norm):
     attack, model, draws = build(name, norm), bumpy(SHAPE), noise(8)
     start, oracle = rows(model, 8, attack), Oracle(model)
-    start = dataclasses.replace(start, eps=torch.full((8,), {"linf": 0.5, "l2": 2.0}[norm]))
+    start = dataclasses.replace(start, eps=torch.full((8,), {"linf": 0.5, "l2": 2.0, "l1": 9.0}[norm]))
     state, found = attack.init(start, draws), torch.zeros(8, dtype=torch.bool)
-    for _ in range(25):
+    for _ in range(110 if norm == "l1" else 25):
         oracle.count(8)
         state = attack.step(state, Oracles(oracle.view(attack.access)), draws)
         best = attack.best(state)
@@ -197,7 +197,10 @@ class Wavering:
         answer = torch.zeros(len(x), 3).scatter(1, self.y[rows].unsqueeze(1), 1.0)
         return answer + 1e-3 * x.flatten(1)[:, :3] if self.calls != self.wrong_call else 1 - answer
 
-    def gradient(self, x: Tensor, objective: Any, rows: Tensor | None = None) -> Gradient:
+    def decisions(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        return self.scores(x, rows).argmax(1)
+
+    def gradient(self, x: Tensor, objective: Any, rows: Tensor | None = None, draws: int = 1) -> Gradient:
         at = torch.arange(len(x))
         logits = self.scores(x, rows)
         return Gradient(logits, objective(logits, at), torch.ones_like(x))
@@ -208,8 +211,13 @@ class Wavering:
 def test_one_wrong_answer_is_remembered_with_its_image(build, noise, name, norm, wrong_call):
     longer = {"steps": 20} if "steps" in build(name, norm).__dataclass_fields__ else {}
     attack, draws, y = build(name, norm, **longer), noise(3), torch.tensor([0, 1, 2])
+    if name == "fab":  # untargeted, it asks for two planes before it asks for the class
+        wrong_call = -(-wrong_call // 3) * 3
     x0 = 0.25 + 0.5 * torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(0))
-    state, view = attack.init(Start(x0, y, (y + 1) % 3, torch.full((3,), 9.0), torch.zeros_like(y)), draws), Wavering(wrong_call, y)
+    state, view = (
+        attack.init(Start(x0, y, (y + 1) % 3, torch.full((3,), 99.0), torch.zeros_like(y)), draws),
+        Wavering(wrong_call, y),
+    )
     for _ in range(10):
         state = attack.step(state, Oracles(view), draws)
     best = attack.best(state)
@@ -241,7 +249,7 @@ def test_an_attack_gets_by_with_the_access_it_declares(build, noise, bumpy, name
     assert hasattr(view, "scores") == (attack.access >= Access.SCORES)
     oracle.count(3)
     attack.step(attack.init(start, draws), Oracles(view), draws)
-    below = oracle.view(Access(attack.access - 1))
+    below = oracle.view(Access(attack.access - 1)) if attack.access > Access.DECISIONS else object()
     with pytest.raises(AttributeError, match="has no attribute"):
         attack.step(attack.init(start, draws), Oracles(below), draws)
 

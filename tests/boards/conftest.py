@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from robustbench_vit.cards import BoardCard, Loaded, Workspace
-from robustbench_vit.cards.workspace import builtin_layer, resolved
+from robustbench_vit.cards.workspace import builtin_layer
+from robustbench_vit.plan import resolve_attack
 from robustbench_vit.records import Outcome, Record, Status
 
 BOARD = """version: 1
@@ -80,7 +81,9 @@ def make_record() -> Callable[..., Record]:
             outcome
             for eps in made.board.card.eps
             for attack in made.board.card.attacks
-            for outcome in _outcomes(attack, eps, wrong, broken, [lane.name for lane in made.workspace.lanes(attack)])
+            for outcome in _outcomes(
+                attack, eps, wrong, broken, [lane.name for lane in made.workspace.lanes(attack, made.board.card.norm)]
+            )
         )
         said = {
             "name": name,
@@ -102,7 +105,7 @@ def protocol_of(made: Made) -> dict[str, Any]:
         "norm": card.norm,
         "eps": list(card.eps),
         "precision": card.precision,
-        "attacks": {name: resolved(workspace.attack(name).card, workspace.lanes(name)) for name in card.attacks},
+        "attacks": {name: resolve_attack(workspace, name, card.norm) for name in card.attacks},
         "data": {"name": "digits", "split": "test", "n": 10, "sample_ids_sha256": hashlib.sha256(b"").hexdigest()},
     }
 

@@ -40,7 +40,7 @@ def test_every_built_in_card_loads(kind: str, name: str) -> None:
 
 
 def test_autoattack_is_the_standard_cascade() -> None:
-    lanes = Workspace((builtin_layer(),)).lanes("autoattack")
+    lanes = Workspace((builtin_layer(),)).lanes("autoattack", "linf")
     assert [lane.name for lane in lanes] == ["apgd-ce", "apgd-t", "fab-t", "square"]
 
 
@@ -92,7 +92,7 @@ def test_unknown_names_get_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError) as caught:
         workspace.defense("standrad", "leaderboards/mine.yaml")
     assert str(caught.value) == "leaderboards/mine.yaml: unknown defense 'standrad'; did you mean 'standard'?"
-    with pytest.raises(InputError, match=r"no board file at nowhere\.yaml; known boards: digits-linf"):
+    with pytest.raises(InputError, match=r"no board file at nowhere\.yaml; known boards: digits-l2, digits-linf"):
         workspace.board("nowhere.yaml")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,9 +88,45 @@ def test_unknown_names_and_splits() -> None:
     assert str(caught.value) == "unknown dataset 'digit'; did you mean 'digits'?"
 
 
+def test_some_samples_by_position() -> None:
+    test = load_dataset("digits", "test")
+    some = test.take([7, 0, 499])
+    assert some.sample_ids == (test.sample_ids[7], test.sample_ids[0], test.sample_ids[499])
+    assert np.array_equal(some.x, test.x[[7, 0, 499]])
+    assert np.array_equal(some.y, test.y[[7, 0, 499]])
+    assert (some.split, some.source_sha256, some.num_classes) == ("test", test.source_sha256, 10)
+    assert test.take(np.arange(500)).sample_ids == test.sample_ids
+
+
+@pytest.mark.parametrize(
+    ("positions", "message"),
+    [
+        ([0, 500], "asked for position 500 of digits/test, which has 0 to 499"),
+        ([-1], "asked for position -1 of digits/test, which has 0 to 499"),
+        ([3, 3], "asked for a position of digits/test twice; a sample counts once"),
+        ([], "positions must be a list of one or more integers, not []"),
+        ([0.5], "positions must be a list of one or more integers, not [0.5]"),
+        ([True, False], "positions must be a list of one or more integers, not [True, False]"),
+        ([[1, 2]], "positions must be a list of one or more integers, not [[1, 2]]"),
+    ],
+)
+def test_positions_that_cannot_be_taken(positions: list[Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_dataset("digits", "test").take(positions)
+    assert str(caught.value) == message
+
+
 @pytest.mark.parametrize("name", datasets.names())
-def test_every_data_set_has_unique_ids_and_images_in_the_unit_box(name: str) -> None:
-    data = load_dataset(name, "test")
+def test_every_data_set_has_unique_ids_and_images_in_the_unit_box(
+    name: str, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROBUSTBENCH_VIT_DATA", str(shared_data))
+    try:
+        data = load_dataset(name, "test")
+    except InputError as error:
+        if "cannot be downloaded" not in str(error):
+            raise
+        pytest.skip(f"no files of {name} here")
     assert len(set(data.sample_ids)) == len(data) == len(data.x)
     assert data.x.min() >= 0
     assert data.x.max() <= 1

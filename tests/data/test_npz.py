@@ -37,6 +37,28 @@ def test_bytes_are_divided_by_255(tmp_path: Path) -> None:
     assert data.preprocessing == "pixels / 255"
 
 
+@pytest.mark.parametrize(
+    ("shape", "labels", "classes"),
+    [
+        ((3, 1, 5, 5), [0, 9, 4], 10),  # grey-scale
+        ((2, 3, 4, 7), [0, 2], 3),  # not square
+        ((1, 3, 4, 4), [5], 6),  # a single sample
+        ((1, 1, 2, 3), [0], 2),  # whose label does not tell the classes: a classifier has two at least
+        ((4, 3, 4, 4), [0, 1, 1, 0], 2),  # two classes
+        ((2, 4, 3, 3), [0, 999], 1000),
+    ],
+)
+@pytest.mark.parametrize("pixels", [np.uint8, np.float64])
+def test_shapes_and_class_counts(
+    tmp_path: Path, shape: tuple[int, ...], labels: list[int], classes: int, pixels: type
+) -> None:
+    x = np.ones(shape, dtype=pixels)
+    data = load_dataset(saved(tmp_path, x=x, y=labels))
+    assert (data.x.shape, data.x.dtype, len(data), data.num_classes) == (shape, np.float32, len(labels), classes)
+    assert data.y.tolist() == labels
+    assert data.first(1).x.shape == (1, *shape[1:])
+
+
 def test_ids_come_from_an_index_or_from_the_content(tmp_path: Path) -> None:
     assert load_dataset(saved(tmp_path, x=X, y=Y, index=[7, 3])).sample_ids == ("mine:7", "mine:3")
     by_content = content_ids(X, Y)

@@ -15,7 +15,7 @@ from robustbench_vit.errors import InputError, ModelError
 X, Y = torch.rand(20, 1, 4, 4), torch.arange(20) % 3
 
 
-def net(outputs: int = 3) -> nn.Module:
+def net(outputs: int = 3) -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), nn.Linear(16, outputs)).eval()
 
 
@@ -72,12 +72,15 @@ class Answer:
     logits: Tensor
 
 
+NET = net()
+
+
 def probabilities(x: Tensor) -> Tensor:
-    return net()(x).softmax(1)
+    return NET(x).softmax(1)
 
 
 def nan(x: Tensor) -> Tensor:
-    return net()(x) / 0
+    return NET(x) / 0
 
 
 MODELS = {
@@ -138,7 +141,7 @@ def test_models_that_are_refused(case):
 def test_one_module_left_in_train_mode_is_named():
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(16, 3)).eval()
     model[1].train()
-    with pytest.raises(ModelError, match=r"in train mode \(1\)"):
+    with pytest.raises(ModelError, match=r"in train mode \(1: Dropout\)"):
         intake(model, X, Y)
 
 
@@ -158,17 +161,48 @@ def test_a_nan_beyond_the_first_images_stops_the_evaluation():
 
     x = X.clone()
     x[18, 0, 3, 3] = 0.123
-    with pytest.raises(ModelError, match="returns NaN or infinite logits on the clean sample"):
+    with pytest.raises(ModelError, match="returns NaN or infinite logits on clean images"):
         rbv.evaluate(model, x, torch.zeros_like(Y), attack="fgsm")
 
 
+CHECKS = [
+    "eval-mode",
+    "logits",
+    "finite",
+    "classes",
+    "not-probabilities",
+    "input-untouched",
+    "stateless",
+    "randomness",
+    "rows",
+    "gradients",
+    "clean-accuracy",
+    "labels",
+    "normalisation",
+    "canary",
+]
+X_EASY = torch.rand(48, 1, 4, 4, generator=torch.Generator().manual_seed(5))
+Y_EASY = NET(X_EASY).argmax(1)
+
+
 @pytest.mark.parametrize(
-    "model", [net(), lambda x: Answer(net()(x)), lambda x: 1000 * net()(x), lambda x: net()(x) * 0]
+    "model", [NET, lambda x: Answer(NET(x)), lambda x: 1000 * NET(x), lambda x: NET(x).log_softmax(1)]
 )
 def test_models_that_pass(model):
-    findings = intake(model, X, Y)
-    assert [f.check for f in findings] == ["eval-mode", "logits", "finite", "classes", "not-probabilities"]
-    assert {f.level for f in findings} == {"pass"}
+    seen = intake(model, X_EASY, Y_EASY)
+    assert [f.check for f in seen.findings] == CHECKS
+    assert {f.level for f in seen.findings} == {"pass"}
+    assert (seen.policy, seen.clean_correct, seen.clean_asked) == ("A", 48, 48)
+
+
+def test_a_refusal_carries_all_findings_and_names_every_refusal():
+    y = Y_EASY.clone()
+    y[0] = 3
+    with pytest.raises(ModelError) as caught:
+        intake(probabilities, X_EASY, y)
+    assert [f.check for f in caught.value.findings if f.level == "refuse"] == ["classes", "not-probabilities"]
+    assert [f.check for f in caught.value.findings] == CHECKS[:7]
+    assert str(caught.value).splitlines() == [f.message for f in caught.value.findings if f.level == "refuse"]
 
 
 def test_the_model_is_left_as_it_was():

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from robustbench_vit.attacks import algorithms
+from robustbench_vit.attacks.norms import NORMS
 from robustbench_vit.cards import AlgorithmCard, Workspace
 from robustbench_vit.cards.workspace import builtin_layer
 from robustbench_vit.engine.pool import turns_of
 from robustbench_vit.records.rows import LaneSpec, RowResult, credited
 
-EPS = {"linf": 0.06, "l2": 0.25}
-SHORT = {"steps": 12, "queries": 60, "targets": 3}
+EPS = {"linf": 0.06, "l2": 0.25, "l1": 1.0}
+SHORT = {"steps": 12, "queries": 60, "targets": 3, "restarts": 2, "draws": 2}
 SETTINGS = [
     (loaded.name, norm, {k: v for k, v in SHORT.items() if loaded.card.settings.get(k, 0) > v})
     for loaded in Workspace((builtin_layer(),)).load_all("attack")[0]
@@ -91,8 +92,7 @@ def test_a_result_says_what_the_row_did(build, pool, samples, name, norm, change
             assert result.distance is None
             continue
         image = torch.frombuffer(bytearray(result.image), dtype=torch.float32).view(samples.x[i].shape)
-        moved = (image - samples.x[i]).flatten()
-        size = float(moved.abs().max() if norm == "linf" else moved.norm())
+        size = float(NORMS[norm].size((image - samples.x[i]).unsqueeze(0)))
         assert size == pytest.approx(result.distance, abs=1e-6)
         assert 0 < size <= EPS[norm] + 1e-6
 

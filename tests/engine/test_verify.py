@@ -150,7 +150,8 @@ def test_a_broken_row_attack_is_caught_and_its_rows_run_to_their_end(lie):
     record = evaluate("liar", lie=lie, steps=3, honest_at=0)
     assert record.verdicts == ["robust"] * 6
     assert record.robust_accuracy == 1
-    assert {o.forwards for o in record.outcomes} == {1 + 3 + 3}, "a clean answer, three steps, three rechecks"
+    rechecks = 3 if lie == "not finite" else 1  # what is not a number is never known to be the same image again
+    assert {o.forwards for o in record.outcomes} == {1 + 3 + rechecks}, "a clean answer, three steps, the rechecks"
     assert {o.distance for o in record.outcomes} == {None}
     assert torch.equal(record.adversarials, torch.full((6, 1, 3, 3), CLEAN))
 
@@ -159,7 +160,8 @@ def test_a_broken_row_attack_is_caught_and_its_rows_run_to_their_end(lie):
 def test_a_row_that_lied_can_still_succeed(lie):
     record = evaluate("liar", eps=0.7, lie=lie, steps=5, honest_at=3)
     assert record.verdicts == ["liar"] * 6
-    assert {o.forwards for o in record.outcomes} == {1 + 3 + 3}
+    rechecks = 3 if lie == "not finite" else 2  # the first lie, and the truth
+    assert {o.forwards for o in record.outcomes} == {1 + 3 + rechecks}
     assert record.adversarials.unique().tolist() == [0.25]
     assert {round(o.distance or 0, 5) for o in record.outcomes} == {0.65}
 

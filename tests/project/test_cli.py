@@ -138,8 +138,9 @@ def test_show_fills_in_what_a_card_extends(rbvit: Rbvit) -> None:
 
 def test_show_spells_out_the_lanes_of_a_cascade(rbvit: Rbvit) -> None:
     shown = rbvit("show", "attack", "autoattack").out
-    assert all(f"\n  {lane}:\n" in shown for lane in ("apgd-ce", "apgd-t", "fab-t", "square"))
-    assert "    queries: 5000" in shown
+    assert all(f"\n    {lane}:\n" in shown for lane in ("apgd-ce", "apgd-t", "fab-t", "square", "apgd-ce-l1"))
+    assert "      queries: 5000" in shown
+    assert "\n  square:\n" in rbvit("show", "attack", "black-box").out
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ def test_show_spells_out_the_lanes_of_a_cascade(rbvit: Rbvit) -> None:
     [
         (["list", "atacks"], "error: unknown kind 'atacks'; did you mean 'attacks'?\n"),
         (["show", "attack", "autoatack"], "error: unknown attack 'autoatack'; did you mean 'autoattack'?\n"),
-        (["show", "board", "digits-l2"], "error: unknown board 'digits-l2'; did you mean 'digits-linf'?\n"),
+        (["show", "board", "digits-lin"], "error: unknown board 'digits-lin'; did you mean 'digits-linf'?\n"),
         (["show", "dataset", "digit"], "error: unknown dataset 'digit'; did you mean 'digits'?\n"),
         (
             ["show", "model", "digits_vitt"],
@@ -232,7 +233,14 @@ def test_table_check_says_what_to_run(rbvit: Rbvit, mine: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["list", "attacks"], ["list", "models"], ["show", "board", "digits-linf"], ["table", "digits-linf"]],
+    [
+        ["--help"],
+        ["list", "attacks"],
+        ["list", "models"],
+        ["list", "datasets"],
+        ["show", "board", "digits-linf"],
+        ["table", "digits-linf"],
+    ],
 )
 def test_quick_commands_import_no_torch(arguments: list[str], tmp_path: Path) -> None:
     code = (

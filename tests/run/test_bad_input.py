@@ -50,7 +50,7 @@ def assert_refused(rbvit: Rbvit, folder: Path, arguments: list[str], message: st
         (attack(data="digits", split="valid"), "digits has the splits 'train' and 'test', not 'valid'"),
         (attack(data="absent.npz"), "no data file at absent.npz"),
         (["run", "smal"], "unknown board 'smal'; did you mean 'small'?"),
-        (["run", "smal.yaml"], "no board file at smal.yaml; known boards: digits-linf, small"),
+        (["run", "smal.yaml"], "no board file at smal.yaml; known boards: digits-l2, digits-linf, small"),
         (["run", "small", "--entry", "vitt"], "leaderboards/small.yaml: unknown entry 'vitt'; did you mean 'vit'?"),
         (["plan", "small", "--entry", "cn"], "leaderboards/small.yaml: unknown entry 'cn'; did you mean 'cnn'?"),
         (
@@ -260,7 +260,7 @@ def test_weights_that_are_none(rbvit: Rbvit, folder: Path) -> None:
             "leaderboards/small.yaml, entry 'cnn': unknown model 'digits_cn'; did you mean 'digits_cnn'?",
         ),
         ("eps: 0.1", "eps: 2", "eps 2 is larger than the whole range of a pixel in [0, 1]; did you mean 2/255?"),
-        ("norm: linf", "norm: l7", "leaderboards/small.yaml: field 'norm': should be 'linf' or 'l2', got 'l7'"),
+        ("norm: linf", "norm: l7", "leaderboards/small.yaml: field 'norm': should be 'linf', 'l2' or 'l1', got 'l7'"),
         ("samples: all", "samples: 60", "asked for 60 samples of npz/samples.npz, which has 48"),
         ("name: samples.npz", "name: sample.npz", "no data file at sample.npz"),
         (
@@ -356,12 +356,11 @@ def partly_in_train_mode() -> nn.Module:
         ),
         (
             in_train_mode(),
-            "the model is in train mode (Sequential, 0, 1, …): dropout and batch statistics would be on;"
-            " call model.eval()",
+            "the model is in train mode (2: Dropout): dropout and batch statistics would be on; call model.eval()",
         ),
         (
             partly_in_train_mode(),
-            "the model is in train mode (2): dropout and batch statistics would be on; call model.eval()",
+            "the model is in train mode (2: Dropout): dropout and batch statistics would be on; call model.eval()",
         ),
     ],
 )
@@ -407,7 +406,12 @@ X, Y = torch.linspace(0, 1, 256).view(4, 1, 8, 8), torch.tensor([0, 1, 2, 9])
         (X, Y.float(), "y has type torch.float32; expected integer class numbers (int64)"),
         (X, Y > 1, "y has type torch.bool; expected integer class numbers (int64)"),
         (X, Y - 1, "y holds the label -1; classes are numbered from 0"),
-        (X, Y + 1, "the model has 10 classes, but the labels go up to 10: wrong model or wrong data"),
+        (
+            X,
+            Y + 1,
+            "the model has 10 classes, but the labels go up to 10: wrong model or wrong data"
+            " (are they numbered from 1? subtract 1)",
+        ),
         (X, None, "y is missing: give labels (n,), or a dataset in place of x"),
         ("samples.npz", Y, "a dataset brings its labels; leave y out"),
         (X.numpy(), Y.numpy(), "x and y are torch tensors, got ndarray and ndarray"),

@@ -127,7 +127,8 @@ def test_attack_as_json(rbvit: Rbvit, folder: Path, finished: Any) -> None:
 
 def test_attack_in_words(rbvit: Rbvit, folder: Path) -> None:
     ran = rbvit(*ATTACK, "--eps", "26/255", "--n", "20", "--out", "here")
-    clean, robust, lanes, passes, path = ran.out.splitlines()
+    policy, clean, robust, lanes, passes, verdict, *_, path = ran.out.splitlines()
+    assert policy == "policy A: deterministic and differentiable"
     record = Record.load(path.removeprefix("record: "))
     assert clean.startswith(f"clean accuracy            {100 * record.clean_accuracy:5.1f} %   (n = 20)")
     assert robust.startswith(f"robust accuracy           {100 * record.robust_accuracy:5.1f} %   [")
@@ -135,6 +136,7 @@ def test_attack_in_words(rbvit: Rbvit, folder: Path) -> None:
     assert lanes.startswith("  robust samples: ")
     assert lanes.endswith(" after short-fab")
     assert passes.startswith("  passes per sample: ")
+    assert verdict.startswith("  evidence of masked gradients: ")
     assert Path(path.removeprefix("record: ")).parent == Path("here")
 
 

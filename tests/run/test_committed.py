@@ -115,5 +115,6 @@ def test_a_run_says_it_of_every_entry(copied: Path, folder: Path, given: list[st
     raw["entry"]["weights_sha256"] = "0" * 64
     path.write_text(json.dumps(raw), encoding="utf-8")
     assert "\ncnn: other weights than the committed record's\n" in rbvit("run", "small").out
-    assert "committed record" not in rbvit("run", "small", "--n", "10").out
     assert given == []
+    assert "committed record" not in rbvit("run", "small", "--n", "10").out
+    assert given == ["vit", "cnn"], "no row runs again, but other samples are another number to judge"

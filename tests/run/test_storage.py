@@ -220,7 +220,7 @@ def test_a_disk_that_is_full_when_records_are_saved(
 
 
 def _filled_before(disk: Path) -> Callable[..., Any]:
-    from robustbench_vit.evaluation import make_record
+    from robustbench_vit.recording import make_record
 
     def made(*arguments: Any, **named: Any) -> Any:
         fill(disk)
