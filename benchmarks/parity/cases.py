@@ -52,8 +52,8 @@ def cases() -> list[Case]:
     """All of them; those of public nets only where the nets are."""
     card = board().card
     own = [Case(name, card.norm, card.eps[0], 500) for name in entry_names()]
-    own += [Case(name, "l2", 0.6, 200) for name in ("cnn-pgd-at", "vit-pgd-at", "ic-cnn-pgd-at")]
-    own += [Case(name, "l1", 1.0, 200) for name in ("cnn-pgd-at", "vit-pgd-at", "cnn-ic-pgd-at-norm-decay")]
+    own += [Case(name, "l2", 0.6, 500) for name in ("cnn-pgd-at", "vit-pgd-at", "ic-cnn-pgd-at")]
+    own += [Case(name, "l1", 1.0, 500) for name in ("cnn-pgd-at", "vit-pgd-at", "cnn-ic-pgd-at-norm-decay")]
     return own + (PUBLIC if public_nets.available() else [])
 
 

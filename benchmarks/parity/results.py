@@ -29,7 +29,7 @@ def load() -> Results:
 def compute(sides: Iterable[str], seeds: Iterable[int] = SEEDS) -> Results:
     """All results of these sides, computing what is missing; each is written as it comes."""
     done, seeds = load(), tuple(seeds)
-    wanted = [(case, side, seed) for seed in seeds for case in cases() for side in sides if _possible(case, side)]
+    wanted = [(case, side, seed) for case in cases() for seed in seeds for side in sides if _possible(case, side)]
     left = [task for task in wanted if task[0].key(*task[1:]) not in done]
     if left:
         with multiprocessing.get_context("spawn").Pool(min(os.cpu_count() or 1, len(left))) as pool:

@@ -25,6 +25,7 @@ def summary(record: Record, attack: str) -> dict[str, Any]:
         "protocol_id": record.protocol_id,
         "profile": record.protocol["profile"],
         "policy": record.policy,
+        "ran_as": record.ran_as(attack),
         "custom": record.custom(attack),
         "findings": [{"check": f.check, "level": f.level, "message": f.message} for f in record.findings],
         "clean_accuracy": record.clean_accuracy,
@@ -55,6 +56,8 @@ def summary_lines(record: Record, attack: str) -> list[str]:
             f"smoke profile: it runs; {left:.0f} of {said['n']} samples survived shortened attacks, which means nothing"
         ]
     lines = [f"policy {record.policy}: {_POLICIES[record.policy]}"]
+    if record.ran_as(attack) != attack:
+        lines.append(f"{record.ran_as(attack)} ran in the place of {attack}")
     lines += [f"{f.level}: {f.message}" for f in record.findings if f.level != "pass"]
     if said["custom"]:
         lines.append(f"'{attack}' is custom, not the published protocol: {'; '.join(said['custom'])}")

@@ -106,10 +106,17 @@ class Record:
         self._single()
         return self.judgements[0].reliability if self.judgements else None
 
+    def ran_as(self, attack: str) -> str:
+        """The card that ran: the attack's own, or its stand-in under the record's policy."""
+        return self._resolved(attack).get("name", attack)
+
     def lanes(self, attack: str) -> list[str]:
         """The lanes that ran: those of the attack's card, or of its stand-in under the record's policy."""
+        return [lane["name"] for lane in self._resolved(attack)["lanes"]]
+
+    def _resolved(self, attack: str) -> Mapping[str, Any]:
         resolved = self.protocol["attacks"][attack]
-        return [lane["name"] for lane in resolved.get("stand_ins", {}).get(self.policy, resolved)["lanes"]]
+        return resolved.get("stand_ins", {}).get(self.policy, resolved)
 
     def custom(self, attack: str) -> list[str]:
         """The fields in which an attack differs from the published protocol whose name it bears."""
