@@ -2,6 +2,7 @@
 # make test          lint, types and tests
 # make bench         side-by-side measurements
 # make evidence      long runs behind the claims of the README
+# make peers         the same for torchattacks, in an environment of its own, .venv-peers
 # make format        formats the code
 # make clean         removes .venv and everything generated that git ignores, runs/ excepted
 #
@@ -12,7 +13,7 @@ BOARD ?= leaderboards/digits-linf.yaml
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: leaderboard test bench evidence format clean
+.PHONY: leaderboard test bench evidence peers format clean
 
 leaderboard: .venv/core.stamp
 	$(BIN)/rbvit run $(BOARD)
@@ -31,12 +32,15 @@ bench: .venv/test.stamp
 evidence: .venv/test.stamp
 	$(BIN)/python -m benchmarks.evidence
 
+peers: .venv-peers/stamp
+	.venv-peers/bin/python -m benchmarks.parity --side torchattacks
+
 format: .venv/test.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-peers build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/core.stamp: pyproject.toml constraints.txt
@@ -46,6 +50,14 @@ clean:
 	$(PYTHON) -m venv .venv
 	@echo "Installing into .venv; this takes a few minutes the first time."
 	$(INSTALL) -e .
+	touch $@
+
+# torchattacks pins old releases of its dependencies.
+.venv-peers/stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-peers
+	@echo "Installing into .venv-peers; this takes a few minutes the first time."
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  -e '.[reference]' torchattacks==3.5.1
 	touch $@
 
 .venv/test.stamp: .venv/core.stamp

@@ -22,7 +22,7 @@ from robustbench_vit.attacks.rows import Access
 from robustbench_vit.cards import open_workspace
 from robustbench_vit.data import Dataset
 from robustbench_vit.diagnostics.reliability import LaneAccess, assess
-from robustbench_vit.evaluation import examine, make_subject
+from robustbench_vit.evaluation import examine, judging_allowance, make_subject
 from robustbench_vit.records import Record
 from robustbench_vit.running.memory import keep_freed_memory
 from robustbench_vit.storage import write_atomic
@@ -62,10 +62,12 @@ def measure(name: str) -> Cost:
     """The cost of the checks of one entry."""
     model, data = load_entry(name, SAMPLES)
     card = board().card
-    record = rbv.evaluate(model, data, None, ATTACK, card.norm, card.eps, card.seed, adversarials=False)
+    record = rbv.evaluate(
+        model, data, None, ATTACK, card.norm, card.eps, card.seed, adversarials=False, reliability=False
+    )
     run = sum(record.provenance["seconds"].values())
     work = sum(o.forwards + 2 * o.backwards for o in record.outcomes)
-    allowance = int(max(SHARE * work, SECONDS * work / run))
+    allowance = judging_allowance(record.outcomes, data.x[0].size)
     rounds = [_checks(model, data, record, allowance) for _ in range(ROUNDS)]
     spent = rounds[0][1].passes["forwards"] + 2 * rounds[0][1].passes["backwards"]
     return Cost(name, record.robust_accuracy, run, [r[0] for r in rounds], spent / work, rounds[0][1].flag)

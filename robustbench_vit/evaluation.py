@@ -30,7 +30,7 @@ from robustbench_vit.engine.stock import Progress
 from robustbench_vit.errors import InputError, UnknownNameError
 from robustbench_vit.plan import POLICIES, Plan, make_plan
 from robustbench_vit.recording import judged_attacks, judgement_key, make_record, outcomes_of
-from robustbench_vit.records import Record
+from robustbench_vit.records import Outcome, Record
 from robustbench_vit.records.journal import Batch, Known, open_journal
 from robustbench_vit.records.record import canonical
 from robustbench_vit.records.rows import UNTARGETED
@@ -114,6 +114,16 @@ def run_plan(
                     watch(batch, cascade.progress)
 
 
+def judging_allowance(outcomes: Sequence[Outcome], pixels: int) -> int:
+    """Forward equivalents that the verdict on these outcomes may spend, images having that many pixel values.
+
+    A twentieth of the run, and at least what small models do in well under two seconds. It counts passes and never
+    looks at the clock, so that a verdict can be repeated on another machine.
+    """
+    spent = sum(o.forwards + 2 * o.backwards for o in outcomes)
+    return max(spent // 20, min(8000, 2**25 // max(pixels, 1)))
+
+
 def _judgements(
     plan: Plan, subject: Subject, x: Tensor, y: Tensor, seed: int, known: Known, surrogate: Any | None
 ) -> Iterator[Batch]:
@@ -138,7 +148,7 @@ def _judgements(
             randomness=subject.declared.randomness,
             policy=plan.policy,
             surrogate=surrogate,
-            allowance_forwards=sum(o.forwards + 2 * o.backwards for o in asked) // 20,
+            allowance_forwards=judging_allowance(asked, x[0].numel()),
         )
         yield Batch(attack, notes=((judgement_key(plan, attack, eps), json.dumps(found.to_dict())),))
 

@@ -58,14 +58,11 @@ def cases() -> list[Case]:
 
 
 PUBLIC = [
-    Case("convex-mnist", "linf", 0.15, 150),
-    Case("convex-mnist", "l2", 1.0, 150),
-    Case("convex-mnist", "l1", 5.0, 150),
-    Case("colt-mnist", "linf", 0.15, 150),
-    Case("cnn-a-adv", "linf", 2 / 255, 200),
-    Case("cnn-a-mix4", "linf", 2 / 255, 200),
-    Case("cnn-a-adv", "l2", 0.25, 150),
-    Case("vit-pgd-2-3-16", "linf", 2 / 255, 200),
-    Case("vit-pgd-2-3-16", "l2", 0.25, 150),
-    Case("vit-pgd-2-3-16", "l1", 4.0, 150),
+    Case("convex-mnist", "linf", 0.15, 100),
+    Case("convex-mnist", "l2", 1.0, 100),
+    Case("convex-mnist", "l1", 5.0, 100),
+    Case("colt-mnist", "linf", 0.15, 100),
+    Case("cnn-a-adv", "linf", 2 / 255, 100),
+    Case("vit-pgd-2-3-16", "linf", 2 / 255, 100),
+    Case("vit-pgd-2-3-16", "l2", 0.25, 100),
 ]
