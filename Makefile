@@ -52,12 +52,13 @@ clean:
 	$(INSTALL) -e .
 	touch $@
 
-# torchattacks pins old releases of its dependencies.
+# torchattacks pins an old release of requests, which would drag others back; it only downloads weights with it.
 .venv-peers/stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-peers
 	@echo "Installing into .venv-peers; this takes a few minutes the first time."
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  -e '.[reference]' torchattacks==3.5.1
+	  -e '.[reference]' requests tqdm
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torchattacks==3.5.1
 	touch $@
 
 .venv/test.stamp: .venv/core.stamp

@@ -48,6 +48,9 @@ def _require_cascade(loaded: Loaded[CascadeCard], workspace: Workspace) -> None:
                 build_attack(lane, norm)
     for name in loaded.card.stand_ins.values():
         workspace.attack(name, loaded.shown)
+        for norm in workspace.lanes_by_norm(loaded.name):
+            if norm in NORM_NAMES:
+                workspace.lanes(name, norm, loaded.shown)
 
 
 def board_faults(board: Loaded[BoardCard], workspace: Workspace) -> list[str]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from robustbench_vit.records import Finding
@@ -35,6 +35,9 @@ class CardError(RobustbenchError):
         self.faults = [faults] if isinstance(faults, str) else list(faults)
         super().__init__("\n".join(self.faults))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.faults,)
+
 
 class InputError(RobustbenchError):
     """Images, labels, budgets or options that cannot be evaluated."""
@@ -44,8 +47,12 @@ class UnknownNameError(InputError):
     """A name nobody registered."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], where: str | None = None) -> None:
+        self._said = (kind, name, tuple(known), where)
         prefix = f"{where}: " if where else ""
-        super().__init__(f"{prefix}unknown {kind} '{name}'{suggestion(name, known, kind)}")
+        super().__init__(f"{prefix}unknown {kind} '{name}'{suggestion(name, self._said[2], kind)}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._said  # workers send errors to their parent
 
 
 class ModelError(RobustbenchError):
@@ -54,6 +61,9 @@ class ModelError(RobustbenchError):
     def __init__(self, message: str, findings: tuple[Finding, ...] = ()) -> None:
         self.findings = findings
         super().__init__(message)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.findings)
 
 
 class WeightsError(RobustbenchError):

@@ -6,6 +6,7 @@ It isn't called `evaluate`, because importing a submodule of that name would hid
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,14 +28,14 @@ from robustbench_vit.engine.intake import Declared, Intake, check_samples, intak
 from robustbench_vit.engine.lanes import Bench
 from robustbench_vit.engine.pool import PoolSettings
 from robustbench_vit.engine.stock import Progress
-from robustbench_vit.errors import InputError, UnknownNameError
+from robustbench_vit.errors import InputError, ModelError, UnknownNameError
 from robustbench_vit.plan import POLICIES, Plan, make_plan
 from robustbench_vit.recording import judged_attacks, judgement_key, make_record, outcomes_of
 from robustbench_vit.records import Outcome, Record
 from robustbench_vit.records.journal import Batch, Known, open_journal
 from robustbench_vit.records.record import canonical
 from robustbench_vit.records.rows import UNTARGETED
-from robustbench_vit.subject import Subject, find_device, make_subject, placed
+from robustbench_vit.subject import Subject, find_device, fingerprint, make_subject, placed
 
 Watcher = Callable[[Batch, Progress | None], None]
 """Told of every batch as it is decided."""
@@ -56,7 +57,8 @@ def run_key(subject: Subject, plan: Plan) -> str:
     """Identifies the rows that may be reused: same weights, samples, verification, precision and seed."""
     data = {k: v for k, v in plan.protocol["data"].items() if k not in ("n", "sample_ids_sha256")}
     shared = {k: plan.protocol[k] for k in ("schema", "norm", "precision", "verification", "criterion")}
-    shared["policy"] = plan.policy
+    about = {k: subject.entry.get(k) for k in ("model", "model_args", "defense", "normalise", "randomness")}
+    shared |= {"policy": plan.policy, "random": plan.random, "about": about}
     return hashlib.sha256(
         canonical({"model": subject.fingerprint, "data": data, "seed": plan.seed, **shared}).encode()
     ).hexdigest()
@@ -84,6 +86,33 @@ def examine(subject: Subject, data: Dataset, device: torch.device) -> Intake:
     check_samples(x, y)
     with placed(subject.model, device):
         return intake(subject.model, x.to(device), y.to(device), subject.declared)
+
+
+def examine_surrogate(surrogate: Any, data: Dataset, device: torch.device) -> str:
+    """The fingerprint of a surrogate; raises ModelError unless its adversarial images can be made on these samples."""
+    try:
+        seen = examine(make_subject(surrogate, declared=Declared("whatever a surrogate does")), data, device)
+    except ModelError as error:
+        raise ModelError(f"the surrogate cannot be used: {error}", error.findings) from error
+    if seen.policy == "C":
+        raise ModelError("the surrogate cannot be used: it has no useful gradient", seen.findings)
+    return fingerprint(surrogate)
+
+
+def planned(plan: Plan, seen: Intake, subject: Subject, surrogate: str | None = None) -> Plan:
+    """The plan for a model that intake let pass; raises InputError when an attack needs a gradient it hasn't."""
+    plan = plan.under(seen.policy, random=subject.declared.randomness is not None)
+    if seen.policy == "C":
+        for stage in build_stages(plan):
+            needing = [
+                a.plan.name for a in stage.lanes if getattr(a.attack, "access", Access.GRADIENT) >= Access.GRADIENT
+            ]
+            if needing:
+                raise InputError(
+                    f"the model has no useful gradient (policy C), and attack '{stage.plan.name}' needs one"
+                    f" ({', '.join(needing)}); use 'black-box', or a cascade with stand_ins: {{C: black-box}}"
+                )
+    return plan if surrogate is None else dataclasses.replace(plan, surrogate=surrogate)
 
 
 def run_plan(
@@ -128,7 +157,7 @@ def _judgements(
     plan: Plan, subject: Subject, x: Tensor, y: Tensor, seed: int, known: Known, surrogate: Any | None
 ) -> Iterator[Batch]:
     """The reliability of every number that hasn't one yet, as notes for the journal."""
-    from robustbench_vit.diagnostics.reliability import LaneAccess, assess
+    from robustbench_vit.diagnostics.reliability import LaneAccess, assess, failed
 
     missing = [
         (attack, eps) for attack, eps in judged_attacks(plan) if judgement_key(plan, attack, eps) not in known.notes
@@ -136,20 +165,24 @@ def _judgements(
     for attack, eps in missing:
         (stage,) = [stage for stage in build_stages(plan) if stage.plan.name == attack]
         asked = [o for o in outcomes_of(plan, known) if (o.attack, o.eps, o.criterion) == (attack, eps, UNTARGETED)]
-        found = assess(
-            subject.model,
-            x,
-            y,
-            plan.norm,
-            eps,
-            seed,
-            asked,
-            [LaneAccess(lane.plan.name, getattr(lane.attack, "access", Access.GRADIENT)) for lane in stage.lanes],
-            randomness=subject.declared.randomness,
-            policy=plan.policy,
-            surrogate=surrogate,
-            allowance_forwards=judging_allowance(asked, x[0].numel()),
-        )
+        lanes = [LaneAccess(lane.plan.name, getattr(lane.attack, "access", Access.GRADIENT)) for lane in stage.lanes]
+        try:
+            found = assess(
+                subject.model,
+                x,
+                y,
+                plan.norm,
+                eps,
+                seed,
+                asked,
+                lanes,
+                randomness=subject.declared.randomness,
+                policy=plan.policy,
+                surrogate=surrogate,
+                allowance_forwards=judging_allowance(asked, x[0].numel()),
+            )
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:  # the number stands, without a verdict
+            found = failed(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
         yield Batch(attack, notes=((judgement_key(plan, attack, eps), json.dumps(found.to_dict())),))
 
 
@@ -237,7 +270,8 @@ def evaluate(
     if out is not None and not isinstance(model, nn.Module):
         raise InputError("a run that can be resumed needs an nn.Module: a plain callable has no weights to know it by")
     seen = examine(subject, data, where)
-    plan = plan.under(seen.policy)
+    other = None if surrogate is None else examine_surrogate(surrogate, data, where)
+    plan = planned(plan, seen, subject, other)
     bench = make_bench(model, where, width, plan, data.x[0].size)
     with ExitStack() as stack:
         known, keep = Known(), watch or (lambda batch, progress: None)

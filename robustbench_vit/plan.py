@@ -72,16 +72,18 @@ class Plan:
     seed: int
     protocol: Mapping[str, Any]
     policy: Policy = "A"
+    random: bool = False  # the model answers at random; under policy C too it may
+    surrogate: str = "-"  # fingerprint of the model whose adversarial images are tried too
 
-    def under(self, policy: Policy) -> Plan:
+    def under(self, policy: Policy, random: bool = False) -> Plan:
         """This plan for a model that intake put under `policy`: the same protocol, with the stand-ins' lanes."""
         attacks = tuple(dataclasses.replace(attack, lanes=attack.by_policy[policy]) for attack in self.attacks)
-        return dataclasses.replace(self, attacks=attacks, policy=policy)
+        return dataclasses.replace(self, attacks=attacks, policy=policy, random=random or policy == "B")
 
     @property
     def draws(self) -> int:
         """How often a model is asked about a candidate when it is rechecked."""
-        return int(VERIFICATION["draws"]) if self.policy == "B" else 1
+        return int(VERIFICATION["draws"]) if self.random else 1
 
     @property
     def protocol_id(self) -> str:
@@ -112,6 +114,9 @@ def make_plan(
     """
     for radius in eps:
         check_eps(norm, radius, data.x[0].size)
+    for what, values in (("eps", eps), ("attack", attacks)):
+        if twice := sorted({str(value) for value in values if values.count(value) > 1}):
+            raise InputError(f"{what} {', '.join(twice)} is named twice; name each once")
     plans = tuple(_attack_plan(workspace, name, norm, versions, where, smoke) for name in attacks)
     protocol = {
         "schema": 1,
@@ -171,13 +176,20 @@ def resolve_attack(
     whole = resolved(workspace.attack(name, where).card, _lanes(workspace, name, norm, where, smoke))
     others = {policy: workspace.stand_in(name, policy, where) for policy in POLICIES}
     stand_ins = {
-        policy: {"name": card, **resolve_attack(workspace, card, norm, where, smoke)}
+        policy: {"name": card, **_resolved_lanes(workspace, card, norm, where, smoke)}
         for policy, card in others.items()
         if card != name
     }
     found = {**whole, "stand_ins": stand_ins} if stand_ins else dict(whole)
-    differs = deviations(name, norm, whole["lanes"])
+    differs = deviations(name, norm, whole["lanes"], {policy: own["name"] for policy, own in stand_ins.items()})
     return {**found, "custom": differs} if differs else found
+
+
+def _resolved_lanes(workspace: Workspace, name: str, norm: str, where: str | None, smoke: bool) -> dict[str, Any]:
+    """A stand-in's own lanes; the cards that would stand in for it never do."""
+    whole = resolved(workspace.attack(name, where).card, _lanes(workspace, name, norm, where, smoke))
+    differs = deviations(name, norm, whole["lanes"])
+    return {**whole, "custom": differs} if differs else whole
 
 
 def _lanes(workspace: Workspace, name: str, norm: str, where: str | None, smoke: bool) -> list[Loaded[AlgorithmCard]]:

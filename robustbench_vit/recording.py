@@ -16,6 +16,9 @@ from robustbench_vit.records import Finding, Judgement, Outcome, Record, Reliabi
 from robustbench_vit.records.journal import Known
 from robustbench_vit.records.rows import MAJORITY, UNTARGETED, breaking_row, outcome
 
+RELIABILITY_VERSION = 1
+"""Of the checks behind a reliability verdict; a new one has old runs judged anew."""
+
 
 def outcomes_of(plan: Plan, known: Known) -> tuple[Outcome, ...]:
     """The outcomes that retired rows amount to; what hasn't run yet is 'not_run'."""
@@ -38,7 +41,7 @@ def outcomes_of(plan: Plan, known: Known) -> tuple[Outcome, ...]:
 
 def criteria(plan: Plan) -> tuple[str, ...]:
     """How samples are judged; those of a random model twice."""
-    return (UNTARGETED, MAJORITY) if plan.policy == "B" else (UNTARGETED,)
+    return (UNTARGETED, MAJORITY) if plan.random else (UNTARGETED,)
 
 
 def _outcomes(plan: Plan, stage: Stage, eps: float, criterion: str, known: Known) -> Iterator[Outcome]:
@@ -60,7 +63,7 @@ def ran(plan: Plan, known: Known) -> bool:
 
 def judgement_key(plan: Plan, attack: str, eps: float) -> str:
     """Where the journal keeps the reliability of one number."""
-    return f"reliability/{plan.protocol_id}/{plan.policy}/{attack}/{eps!r}"
+    return f"reliability {RELIABILITY_VERSION}/{plan.protocol_id}/{plan.policy}/{attack}/{eps!r}/{plan.surrogate}"
 
 
 def judged_attacks(plan: Plan) -> list[tuple[str, float]]:

@@ -36,18 +36,28 @@ def make_subject(model: Any, entry: Mapping[str, Any] | None = None, declared: D
 
 
 def fingerprint(model: Any) -> str:
-    """A sha256 of a module's structure, state and buffers; of a plain callable only its name is known."""
+    """A sha256 of a module's structure, settings, state and buffers; of a plain callable only its name is known.
+
+    Settings are the plain values among a submodule's public attributes (a noise level, a number of kept tokens, …).
+    """
     digest = hashlib.sha256()
     if not isinstance(model, nn.Module):
         digest.update(f"callable {getattr(model, '__qualname__', type(model).__qualname__)}".encode())
         return digest.hexdigest()
     digest.update(repr(model).encode())
+    for name, module in model.named_modules():
+        digest.update(f"{name} {sorted(_settings(module).items())}".encode())
     # Buffers that no checkpoint holds decide answers too: a normalisation's mean and std, for one.
     for name, value in {**dict(model.named_buffers()), **model.state_dict()}.items():
         digest.update(name.encode())
         if isinstance(value, Tensor):
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    held = {name: value for name, value in vars(module).items() if not name.startswith("_") and name != "training"}
+    return {name: value for name, value in held.items() if isinstance(value, (bool, int, float, str, tuple))}
 
 
 def find_device(device: str | torch.device | None, model: Any) -> torch.device:

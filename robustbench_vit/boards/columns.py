@@ -12,7 +12,7 @@ ATTACK:seconds            wall time of the attack
 seconds                   wall time of all the board's attacks
 parameters                of the model
 policy                    A deterministic, B answers at random, C no useful gradient
-reliability               evidence that gradients are masked, under the last attack at the first eps
+reliability               evidence that gradients are masked, under the last attack; the strongest of all eps
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from enum import StrEnum
 from robustbench_vit.cards import BoardCard, Entry
 from robustbench_vit.cards.numbers import show_number
 from robustbench_vit.errors import InputError, nearest
-from robustbench_vit.records import Record
+from robustbench_vit.records import Evidence, Record
 
 
 class Kind(StrEnum):
@@ -71,8 +71,11 @@ def _parameters(entry: Entry, record: Record) -> Value:
 
 
 def _reliability(entry: Entry, record: Record) -> Value:
-    found = record.judgements[0].reliability if record.judgements else None
-    return "not assessed" if found is None else found.flag or "none"
+    found = [judgement.reliability for judgement in record.judgements]
+    if not found:
+        return "not assessed"
+    worst = max(found, key=lambda reliability: list(Evidence).index(reliability.evidence))
+    return worst.flag or "none"
 
 
 _FIXED = {

@@ -41,8 +41,13 @@ def markdown(table: Table) -> str:
 
 def _title(column: Column, table: Table) -> str:
     """A column's title; an attack that is not what its name claims is called custom."""
-    name = next((name for name in table.custom if column.title == name or column.title.startswith(f"{name} ")), None)
+    name = _custom_name(column.title, table)
     return column.title if name is None else f"custom ({name}){column.title.removeprefix(name)}"
+
+
+def _custom_name(text: str, table: Table) -> str | None:
+    """The attack whose column's title or key this is, when it isn't what its name claims."""
+    return next((n for n in table.custom if text == n or text.startswith((f"{n} ", f"{n}@", f"{n}:"))), None)
 
 
 def notes(table: Table) -> list[str]:
@@ -51,9 +56,11 @@ def notes(table: Table) -> list[str]:
     for row in table.rows:
         if row.policy in _POLICIES:
             lines.append(f"{row.entry}: policy {row.policy}, {_POLICIES[row.policy]}.")
-        if row.reliability is not None and row.reliability.against:
-            said = "; ".join(reason.message for reason in row.reliability.against)
-            lines.append(f"{row.entry}: {row.reliability.evidence} evidence of masked gradients: {said}")
+        for eps, found in row.reliability.items():
+            if found.against:
+                said = "; ".join(reason.message for reason in found.against)
+                at = f" at eps {show_number(eps)}" if len(row.reliability) > 1 else ""
+                lines.append(f"{row.entry}: {found.evidence} evidence of masked gradients{at}: {said}")
     return [*(f"- {line}" for line in lines), *([""] if lines else [])]
 
 
@@ -104,7 +111,8 @@ def comma_separated(table: Table) -> str:
     """A line per entry; shares as fractions, an interval as three columns, nothing for a missing record."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([name for column in table.columns for name in _csv_names(column)])
+    names = [name for column in table.columns for name in _csv_names(column)]
+    writer.writerow([f"custom:{name}" if _custom_name(name, table) else name for name in names])
     for row in table.rows:
         pairs = zip(row.cells, table.columns, strict=True)
         writer.writerow([value for cell, column in pairs for value in _csv_values(cell, column)])
@@ -149,8 +157,8 @@ def as_json(table: Table) -> str:
 
 def _json_row(row: Row, columns: tuple[Column, ...]) -> dict[str, Any]:
     cells = {column.key: _json_value(value) for value, column in zip(row.cells, columns, strict=True)}
-    reliability = row.reliability.to_dict(timed=False) if row.reliability else None
-    return {"entry": row.entry, "note": row.note, "policy": row.policy, **cells, "reliability": reliability}
+    reliability = [{"eps": eps, **found.to_dict(timed=False)} for eps, found in row.reliability.items()]
+    return {"entry": row.entry, "note": row.note, "policy": row.policy, **cells, "verdict": reliability}
 
 
 def _json_value(value: Value) -> Any:

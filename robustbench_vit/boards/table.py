@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from robustbench_vit.boards.columns import Column, Value, columns
@@ -23,7 +23,7 @@ class Row:
     entry: str
     cells: tuple[Value, ...]
     note: str | None = None
-    reliability: Reliability | None = None  # of what ranks the entry
+    reliability: Mapping[float, Reliability] = field(default_factory=dict)  # of the ranking attack, by eps
     policy: str | None = None
 
 
@@ -82,7 +82,7 @@ def _row(entry: Entry, record: Record | None, shown: list[Column]) -> Row:
     if record is None or not complete(record):
         cells = tuple(column.of_entry(entry) if column.of_entry else None for column in shown)
         return Row(entry.name, cells, NO_RECORD if record is None else INCOMPLETE)
-    judged = record.judgements[0].reliability if record.judgements else None
+    judged = {judgement.eps: judgement.reliability for judgement in record.judgements}
     cells = tuple(column.value(entry, record) for column in shown)
     return Row(entry.name, cells, reliability=judged, policy=record.policy)
 
@@ -103,9 +103,9 @@ def _require_entries(board: Loaded[BoardCard], held: Mapping[str, Record]) -> No
     """Raises ProtocolMismatchError when a record is of another model or defense than its entry's."""
     for entry in board.card.entries:
         said = held[entry.name].entry if entry.name in held else {}
-        for field in ("model", "defense"):
-            if field in said and said[field] != getattr(entry, field):
+        for name in ("model", "defense"):
+            if name in said and said[name] != getattr(entry, name):
                 raise ProtocolMismatchError(
-                    f"the record of '{entry.name}' has the {field} '{said[field]}', {board.shown} says "
-                    f"'{getattr(entry, field)}'; evaluate the entry again"
+                    f"the record of '{entry.name}' has the {name} '{said[name]}', {board.shown} says "
+                    f"'{getattr(entry, name)}'; evaluate the entry again"
                 )

@@ -21,12 +21,18 @@ def frozen_protocols() -> Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]
     return json.loads(Path(__file__).with_name("frozen.json").read_text(encoding="utf-8"))
 
 
-def deviations(name: str, norm: str, lanes: Sequence[Mapping[str, Any]]) -> list[str]:
+STAND_INS = {"B": "autoattack-rand", "C": "black-box"}
+"""What runs in the place of a published protocol under another policy."""
+
+
+def deviations(
+    name: str, norm: str, lanes: Sequence[Mapping[str, Any]], stand_ins: Mapping[str, str] | None = None
+) -> list[str]:
     """The fields in which an attack that bears the name of a published protocol differs from it.
 
     None when it is that protocol, or when its name claims nothing. `lanes` are resolved (see `resolved`).
     """
-    claimed = max((known for known in frozen_protocols() if name.startswith(known)), key=len, default=None)
+    claimed = max((known for known in frozen_protocols() if name.lower().startswith(known)), key=len, default=None)
     if claimed is None:
         return []
     published = frozen_protocols()[claimed].get(norm)
@@ -35,7 +41,11 @@ def deviations(name: str, norm: str, lanes: Sequence[Mapping[str, Any]]) -> list
     own = [_settings(lane) for lane in lanes]
     if len(own) != len(published):
         return [f"{claimed} has {len(published)} lanes, this has {len(own)}"]
-    return [f"lanes.{d.place}: {_shown(d.left)} in {claimed}, {_shown(d.right)} here" for d in _each(published, own)]
+    differing = [
+        f"lanes.{d.place}: {_shown(d.left)} in {claimed}, {_shown(d.right)} here" for d in _each(published, own)
+    ]
+    others = {policy: card for policy, card in (stand_ins or {}).items() if card != STAND_INS[policy]}
+    return differing + [f"stand_ins.{p}: {STAND_INS[p]} in {claimed}, {card} here" for p, card in others.items()]
 
 
 def _each(published: Sequence[Any], own: Sequence[Any]) -> list[Any]:

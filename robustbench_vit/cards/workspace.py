@@ -134,6 +134,8 @@ class Workspace:
         """The attack card that runs in the place of `name` under a policy: a stand-in, or the card itself."""
         loaded = self.attack(name, where)
         named: Mapping[str, str] = {**loaded.card.stand_ins} if isinstance(loaded.card, CascadeCard) else {}
+        if policy in named:
+            self.attack(named[policy], loaded.shown)  # so that the error names the card that names it
         return named.get(policy, name)
 
     def load_all(self, kind: str) -> tuple[list[Loaded[Any]], list[str]]:

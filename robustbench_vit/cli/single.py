@@ -46,6 +46,10 @@ def attack(
     clean_accuracy: Annotated[
         float | None, typer.Option(min=0, max=1, help="What it should be on these samples; another one is refused.")
     ] = None,
+    surrogate: Annotated[
+        str | None, typer.Option(help="Another model by name, whose adversarial images are tried on this one.")
+    ] = None,
+    surrogate_weights: Annotated[Path | None, typer.Option(metavar="FILE", help="Its weights.")] = None,
     device: DeviceOption = "cpu",
     width: WidthOption = None,
     out: Annotated[
@@ -67,13 +71,19 @@ def attack(
     means, stds = (numbers(text, name) if text else None for text, name in ((mean, "--mean"), (std, "--std")))
     choice = ModelChoice(model, weights, defense, means, stds, num_classes)
     built, about = choose_model(choice, samples, workspace)
+    other = None
+    if surrogate is None and surrogate_weights is not None:
+        raise InputError("--surrogate-weights needs --surrogate, the name of that model")
+    if surrogate is not None:  # images in [0, 1] enter it as they enter the model
+        choice = ModelChoice(surrogate, surrogate_weights, None, means, stds, num_classes)
+        other, _ = choose_model(choice, samples, workspace)
     folder = out or Path("runs") / ("attack-smoke" if smoke else "attack")
     try:
         with bar(model, len(samples), smoke) as watch:
             record = evaluate(
                 built, samples, None, card, norm, radii, seed, device, width,
                 out=folder, workspace=workspace, entry=about, smoke=smoke, watch=watch,
-                randomness=randomness, clean_accuracy=clean_accuracy,
+                randomness=randomness, clean_accuracy=clean_accuracy, surrogate=other,
             )  # fmt: skip
     except KeyboardInterrupt:
         raise Interrupted(

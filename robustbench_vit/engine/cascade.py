@@ -55,7 +55,7 @@ def drawing(plan: Plan, device: torch.device) -> Iterator[None]:
 
     So a run can be repeated; but unlike the attacks' own noise these draws depend on the order of the calls.
     """
-    if plan.policy != "B":
+    if not plan.random:
         yield
         return
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -116,6 +116,11 @@ class Cascade:
         """All samples with their classes ranked by clean logit, and the positions of the correct ones."""
         clean = [self.known.clean[sample] for sample in self._plan.samples]
         logits = torch.from_numpy(np.stack([np.frombuffer(c.logits, np.float32) for c in clean]))
+        # Of a random model the mean logits may rank another class first, although most draws are right.
+        own = torch.tensor([c.correct for c in clean]).unsqueeze(1) & (
+            torch.arange(logits.shape[1]) == self._y.cpu().unsqueeze(1)
+        )
+        logits = logits.masked_fill(own, torch.inf)
         ranking = logits.argsort(dim=1, descending=True, stable=True).to(self._x.device)
         samples = Samples(self._plan.samples, self._x, self._y, ranking)
         return samples, [i for i, c in enumerate(clean) if c.correct]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
-FORMAT = "robustbench_vit/record/1"
+FORMAT = "robustbench_vit/record/2"
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,8 @@ class Record:
 
     def custom(self, attack: str) -> list[str]:
         """The fields in which an attack differs from the published protocol whose name it bears."""
-        return list(self.protocol["attacks"][attack].get("custom", []))
+        own, ran = self.protocol["attacks"][attack], self._resolved(attack)
+        return list(dict.fromkeys([*own.get("custom", []), *ran.get("custom", [])]))
 
     @property
     def n(self) -> int:

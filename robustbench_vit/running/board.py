@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from robustbench_vit.cards import BoardCard, Entry, Loaded, Policy, Workspace
+from robustbench_vit.cards import BoardCard, Entry, Loaded, Workspace
 from robustbench_vit.errors import InputError, RobustbenchError, StorageError
 from robustbench_vit.evaluation import Watcher, make_bench, run_plan
 from robustbench_vit.plan import Plan
@@ -18,7 +17,7 @@ from robustbench_vit.progress import Bars
 from robustbench_vit.recording import complete, make_record
 from robustbench_vit.records import Record
 from robustbench_vit.records.journal import Journal, Known, open_journal
-from robustbench_vit.running.entries import Prepared, board_plan, chosen, entry_subject, prepare
+from robustbench_vit.running.entries import Prepared, board_plan, chosen, entry_subject, prepare, surrogate_model
 from robustbench_vit.running.workers import Message, Task, run_tasks
 from robustbench_vit.subject import find_device
 
@@ -128,7 +127,7 @@ class _Session:
 
     def _task(self, entry: Entry, plan: Plan) -> Task:
         known = self._known[entry.name]
-        return Task(entry.name, EntryWork(self._board, self._workspace, entry, plan.policy, self._options, known))
+        return Task(entry.name, EntryWork(self._board, self._workspace, entry, plan, self._options, known))
 
     def _take(self, message: Message, prepared: Mapping[str, Prepared]) -> None:
         """Journals what a worker sent, shows it, and records a finished entry."""
@@ -184,23 +183,17 @@ class EntryWork:
     board: Loaded[BoardCard]
     workspace: Workspace
     entry: Entry
-    policy: Policy
+    plan: Plan
     options: RunOptions
     known: Known
 
     def __call__(self, send: Watcher) -> None:
-        plan, data = board_plan(self.board, self.workspace, self.options.n, self.options.smoke)
-        plan = plan.under(self.policy)
+        _, data = board_plan(self.board, self.workspace, self.options.n, self.options.smoke)
         subject = entry_subject(self.board, self.entry, self.workspace)
         device = find_device(self.options.device, subject.model)
-        bench = make_bench(subject.model, device, self.options.width, plan, data.x[0].size)
-        run_plan(plan, subject, data, bench, self.known, send, self._surrogate())
-
-    def _surrogate(self) -> Any | None:
-        if self.entry.surrogate is None:
-            return None
-        (other,) = chosen(self.board, [self.entry.surrogate])
-        return entry_subject(self.board, other, self.workspace).model
+        bench = make_bench(subject.model, device, self.options.width, self.plan, data.x[0].size)
+        surrogate = surrogate_model(self.board, self.entry, self.workspace)
+        run_plan(self.plan, subject, data, bench, self.known, send, surrogate)
 
 
 def _check_different(board: Loaded[BoardCard], prepared: Sequence[Prepared]) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,8 +14,8 @@ from robustbench_vit.cards import BoardCard, Entry, Loaded, Workspace
 from robustbench_vit.data import Dataset, load_dataset
 from robustbench_vit.defenses.recipe import apply_architecture
 from robustbench_vit.engine.intake import Declared
-from robustbench_vit.errors import ModelError, RobustbenchError, UnknownNameError
-from robustbench_vit.evaluation import algorithm_versions, examine, run_key
+from robustbench_vit.errors import InputError, ModelError, RobustbenchError, UnknownNameError
+from robustbench_vit.evaluation import algorithm_versions, examine, examine_surrogate, planned, run_key
 from robustbench_vit.models.build import build_model
 from robustbench_vit.models.normalise import normalised
 from robustbench_vit.models.weights import load_weights
@@ -101,11 +102,24 @@ def prepare(board: Loaded[BoardCard], entry: Entry, workspace: Workspace, plan: 
     """The entry, built and looked at; errors name the board and the entry."""
     try:
         subject = entry_subject(board, entry, workspace)
-        seen = examine(subject, data, torch.device("cpu"))
+        cpu = torch.device("cpu")
+        seen = examine(subject, data, cpu)
+        other = surrogate_model(board, entry, workspace)
+        plan = planned(plan, seen, subject, None if other is None else examine_surrogate(other, data, cpu))
     except ModelError as error:
         raise ModelError(f"{board.shown}, entry '{entry.name}': {error}", error.findings) from error
     except RobustbenchError as error:
         named = RobustbenchError(f"{board.shown}, entry '{entry.name}': {error}")
         named.exit_code = error.exit_code
         raise named from error
-    return Prepared(entry.name, subject, plan.under(seen.policy), data, seen.findings)
+    return Prepared(entry.name, subject, plan, data, seen.findings)
+
+
+def surrogate_model(board: Loaded[BoardCard], entry: Entry, workspace: Workspace) -> Any | None:
+    """The model of the entry's surrogate, if it names one; raises InputError when that is the entry itself."""
+    if entry.surrogate is None:
+        return None
+    if entry.surrogate == entry.name:
+        raise InputError("an entry cannot be its own surrogate")
+    (other,) = chosen(board, [entry.surrogate])
+    return entry_subject(board, other, workspace).model

@@ -16,11 +16,14 @@ from robustbench_vit.errors import InputError
 from robustbench_vit.plan import VERIFICATION
 from robustbench_vit.provenance import provenance
 from robustbench_vit.records import Outcome, Record, Status
+from robustbench_vit.records.rows import MAJORITY
 from robustbench_vit.running.recorded import check_data
 from robustbench_vit.subject import placed
 
 GREY_LEVEL = 1 / 255
 """Between two neighbouring values of an 8-bit pixel, in units of images in [0, 1]."""
+CHANCE = 1e-3
+"""A random model's rechecks contradict its record when they would differ so much with at most this probability."""
 ON_GRID = 1e-3
 """Of a grey level: pixels this close to one count as 8-bit pixels (float32 is off by at most 3e-5 of it)."""
 
@@ -87,11 +90,11 @@ def recheck(record: Record, model: Any, data: Dataset, device: torch.device) -> 
     images = _images(record, data, outcomes)
     broken = torch.tensor([o.status is Status.BROKEN for o in outcomes])
     x0, y = torch.from_numpy(data.x), torch.from_numpy(data.y)
-    draws = int(VERIFICATION["draws"]) if record.policy == "B" else 1
+    draws = int(VERIFICATION["draws"]) if MAJORITY in record.criteria else 1
     verifier = Verifier(model, NORMS[record.protocol["norm"]], draws)
     with placed(model, device):
         asked = _Asked(verifier, x0[broken].to(device), y[broken].to(device), eps)
-        failures = asked.failures(images[broken].to(device), [o.sample for o in outcomes if o.status is Status.BROKEN])
+        failures = asked.failures(images[broken].to(device), [o for o in outcomes if o.status is Status.BROKEN])
         rounded = asked.rounded(images[broken].to(device), x0)
         answers = _clean_answers(verifier, outcomes, x0.to(device), y.to(device))
     return Recheck(
@@ -143,18 +146,27 @@ class _Asked:
     y: Tensor  # (row,)
     eps: float
 
-    def failures(self, images: Tensor, samples: Sequence[str]) -> list[Failure]:
+    def failures(self, images: Tensor, outcomes: Sequence[Outcome]) -> list[Failure]:
         """The rows whose image doesn't hold, each with its first fault."""
         if not len(images):
             return []
         found = self.verifier.check(images, self.x0, self.y, self._radii())
-        # A random model's sample is broken when one draw is wrong; a deterministic model is asked once.
-        at_fault = (~(found.inside & (found.wrong_draws > 0))).tolist()
+        inside, wrong = found.inside.tolist(), found.wrong_draws.tolist()
         return [
-            Failure(sample, *self._fault(found, i, images[i]))
-            for i, (sample, faulty) in enumerate(zip(samples, at_fault, strict=True))
-            if faulty
+            Failure(o.sample, *self._fault(found, i, images[i]))
+            for i, o in enumerate(outcomes)
+            if not inside[i] or not self._believable(wrong[i], o.k_of_m, len(outcomes))
         ]
+
+    def _believable(self, wrong: int, recorded: tuple[int, int] | None, rows: int) -> bool:
+        """Whether as many wrong draws fit the record: of a random model, Fisher's exact test over all rows together."""
+        if recorded is None:
+            return wrong > 0
+        from scipy.stats import fisher_exact
+
+        k, m = recorded
+        test: Any = fisher_exact([[wrong, self.verifier.draws - wrong], [k, m - k]])
+        return test.pvalue >= CHANCE / rows
 
     def _fault(self, found: Checked, i: int, image: Tensor) -> tuple[str, str]:
         """Reason and detail of row i."""
@@ -165,7 +177,8 @@ class _Asked:
         if not found.in_budget[i]:
             return "outside the budget", f"distance {float(found.distance[i]):.7g}, eps {self.eps:.7g}"
         if self.verifier.draws > 1:
-            return "not misclassified", f"right in all of {self.verifier.draws} draws"
+            wrong = int(found.wrong_draws[i])
+            return "not misclassified", f"wrong in {wrong} of {self.verifier.draws} draws, unlike the record"
         y = self.y[i : i + 1]
         return "not misclassified", f"margin {float(_margins(self.verifier.answers(image[None], y)[0], y)):.3g}"
 
@@ -199,12 +212,14 @@ def _clean_answers(verifier: Verifier, outcomes: Sequence[Outcome], x0: Tensor, 
     """Samples whose clean answer isn't what the record says."""
     logits, wrong = verifier.answers(x0, y)
     margins = _margins(logits, y).tolist()
-    right = (2 * wrong <= verifier.draws).tolist()
+    # The record doesn't say how many clean draws were wrong; only an all but unanimous answer contradicts a vote.
+    surely_right = (wrong <= 0.05 * verifier.draws).tolist()
+    surely_wrong = (wrong >= 0.95 * verifier.draws).tolist()
     faults = []
-    for outcome, correct, margin in zip(outcomes, right, margins, strict=True):
-        if outcome.status is Status.MISCLASSIFIED and correct:
+    for outcome, yes, no, margin in zip(outcomes, surely_right, surely_wrong, margins, strict=True):
+        if outcome.status is Status.MISCLASSIFIED and yes:
             faults.append(Failure(outcome.sample, "clean image is classified correctly", f"margin {margin:.3g}"))
-        elif outcome.status in (Status.BROKEN, Status.SURVIVED, Status.CERTIFIED) and not correct:
+        elif outcome.status in (Status.BROKEN, Status.SURVIVED, Status.CERTIFIED) and no:
             faults.append(Failure(outcome.sample, "clean image is misclassified", f"margin {margin:.3g}"))
     return faults
 

@@ -49,8 +49,8 @@ def test_the_reliability_column_names_the_checks(make_board: Make, make_record: 
 
 def test_json_holds_the_whole_verdict_and_no_time(made: Any, masked: Record) -> None:
     row = next(row for row in json.loads(text(made, masked, "json"))["rows"] if row["entry"] == "weak")
-    assert row["reliability"] == MASKED.to_dict(timed=False)
-    assert "seconds" not in row["reliability"]
+    assert row["verdict"] == [{"eps": 0.2, **MASKED.to_dict(timed=False)}]
+    assert "seconds" not in row["verdict"][0]
 
 
 def test_an_entry_under_another_policy_says_so_and_has_no_survivors_of_lanes_it_never_ran(
@@ -82,4 +82,5 @@ def test_a_cascade_that_deviates_is_called_custom(make_board: Make, make_record:
     )
     page = text(made, make_record(made, "weak"))
     assert "| custom (autoattack-fast) % [95 %] |" in page
+    assert "custom:autoattack-fast:estimate" in text(made, make_record(made, "weak"), "csv")
     assert '- `autoattack-fast` here is custom: lanes.3.algorithm: "square" in autoattack, "pgd" here; ' in page

@@ -140,6 +140,16 @@ def test_attack_in_words(rbvit: Rbvit, folder: Path) -> None:
     assert Path(path.removeprefix("record: ")).parent == Path("here")
 
 
+def test_a_surrogate_is_tried(rbvit: Rbvit, folder: Path) -> None:
+    weights = ["--surrogate-weights", "leaderboards/small/weights/cnn-pgd-at.safetensors"]
+    ran = rbvit(*ATTACK, "--eps", "0.1", "--json", "--surrogate", "digits_cnn", *weights)
+    reasons = {r["check"]: r for r in json.loads(ran.out)["curve"][0]["reliability"]["reasons"]}
+    assert reasons["transfer"]["evidence"] is not None
+    ran = rbvit(*ATTACK, "--eps", "0.1", "--surrogate", "digits_cnn")
+    assert (ran.code, ran.out) == (2, "")
+    assert "where the weights of 'digits_cnn' come from" in ran.err
+
+
 def test_a_curve_has_outcomes_for_each_eps(rbvit: Rbvit, folder: Path) -> None:
     ran = rbvit(*ATTACK, "--eps", "0.05,0.1 0.2", "--json")
     said = json.loads(ran.out)

@@ -32,7 +32,7 @@ from robustbench_vit.diagnostics.reliability.transfer import Tried
 from robustbench_vit.engine.oracle import frozen
 from robustbench_vit.errors import InputError, UnknownNameError
 from robustbench_vit.records.outcome import Outcome
-from robustbench_vit.records.reliability import Reason, Reliability, combined
+from robustbench_vit.records.reliability import Evidence, Reason, Reliability, combined
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,11 @@ def assess(
     from_outcomes = [scores_beat_gradients(outcomes, lanes)] + [declared_unusable()] * (policy == "C")
     reasons = (*from_outcomes, *found, *_idle(absent, bought, available))
     return Reliability(combined(reasons), reasons, passes, time.perf_counter() - began)
+
+
+def failed(why: str) -> Reliability:
+    """The verdict when the checks themselves went wrong."""
+    return Reliability(Evidence.NONE, (not_run("assessment", why),), {"forwards": 0, "backwards": 0}, 0.0)
 
 
 def _absent(case: _Case, policy: str) -> dict[Check, str]:
