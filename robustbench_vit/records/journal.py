@@ -79,16 +79,19 @@ class Journal:
             self._db = sqlite3.connect(path, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
-            self._require_version()
-            self._db.executescript(_SCHEMA)
-            self._db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+            try:
+                self._make_tables()
+            except BaseException:
+                self._db.close()
+                raise
 
-    def _require_version(self) -> None:
-        """Raises StorageError when the file holds a journal of another version."""
+    def _make_tables(self) -> None:
+        """Raises StorageError when the file holds a journal of another version; writes only to a new one."""
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if tables and version != _SCHEMA_VERSION:
-            self._db.close()
+        if not tables:
+            self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={_SCHEMA_VERSION}; COMMIT;")
+        elif version != _SCHEMA_VERSION:
             raise StorageError(
                 f"{self.path} is the journal of another version of robustbench_vit; move it away, or choose another"
                 " folder with --out"

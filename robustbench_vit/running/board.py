@@ -197,15 +197,15 @@ class EntryWork:
 
 
 def _check_different(board: Loaded[BoardCard], prepared: Sequence[Prepared]) -> None:
-    """Raises InputError when two entries are one model with the same weights: they would share their rows."""
+    """Raises InputError when two entries are one model with the same weights."""
     first: dict[str, str] = {}
     for item in prepared:
-        if item.key in first:
+        if item.subject.fingerprint in first:
             raise InputError(
-                f"{board.shown}: entries '{first[item.key]}' and '{item.name}' are the same model"
+                f"{board.shown}: entries '{first[item.subject.fingerprint]}' and '{item.name}' are the same model"
                 " with the same weights; keep one of them"
             )
-        first[item.key] = item.name
+        first[item.subject.fingerprint] = item.name
 
 
 def _check_space(folder: Path, image_bytes: int) -> None:

@@ -7,6 +7,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -109,3 +110,22 @@ def test_a_full_disk_loses_nothing_that_was_committed(tmp_path, row):
         assert journal.known(run) == before
     with open_journal(tmp_path) as journal:
         assert journal.known(run) == before
+
+
+def test_a_journal_of_another_version_is_refused_and_kept(tmp_path: Path) -> None:
+    with open_journal(tmp_path) as journal:
+        journal.run("key", "about")
+    other = sqlite3.connect(tmp_path / "journal.sqlite")
+    other.execute("PRAGMA user_version=1")
+    other.close()
+    with pytest.raises(StorageError, match="is the journal of another version"), open_journal(tmp_path):
+        pass
+    assert (tmp_path / "journal.sqlite").stat().st_size > 0
+
+
+def test_notes_are_kept(tmp_path: Path) -> None:
+    with open_journal(tmp_path) as journal:
+        run = journal.run("key", "about")
+        journal.append(run, [Batch("attack", notes=(("reliability/x", "{}"),))])
+    with open_journal(tmp_path) as journal:
+        assert journal.known(journal.run("key", "about")).notes == {"reliability/x": "{}"}
