@@ -1,7 +1,7 @@
 """Public nets on all 10,000 MNIST test images at eps 0.1: between what is proved and what is published.
 
 `python -m benchmarks.ground_truth` computes what is missing (resumable; about an hour on two cores) and writes
-docs/ground-truth.md; with `--page` it only writes the page. It needs the nets of benchmarks.public_nets.
+docs/ground-truth.md; with `--page` it only writes the page from what is there. It needs the nets of public_nets.py.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class Run:
 
 
 RUNS = (
+    Run("convex-mnist", "apgd-ce", 10_000),
+    Run("colt-mnist", "apgd-ce", 10_000),
     Run("convex-mnist", "gradient lanes", 10_000),
     Run("colt-mnist", "gradient lanes", 10_000),
     Run("convex-mnist", "autoattack", 1000),
@@ -63,11 +65,11 @@ def measure(run: Run) -> tuple[Run, dict[str, int]]:
     record = rbv.evaluate(
         public_nets.load_net(run.net),
         public_nets.net_samples(run.net, run.n),
-        attack="autoattack" if run.attack == "autoattack" else GRADIENT_LANES,
+        attack=GRADIENT_LANES if run.attack == "gradient lanes" else run.attack,
         eps=EPS,
         adversarials=False,
         reliability=False,
-        out=ROOT.parent / "runs" / "ground-truth" / f"{run.net}-{run.n}",
+        out=ROOT.parent / "runs" / "ground-truth" / f"{run.net}-{run.n}-{run.attack[:4]}",
     )
     (attack,) = record.protocol["attacks"]
     clean = round(record.clean_accuracy * run.n)
