@@ -60,6 +60,12 @@ def _line(case: Case, ours: np.ndarray, theirs: np.ndarray, difference: float, d
     return f"| {' | '.join(cells)} |"
 
 
+SOURCES = {
+    "convex-mnist": "Wong and Kolter, MNIST",
+    "colt-mnist": "Balunovic and Vechev, MNIST",
+    "cnn-a-adv": "alpha-beta-CROWN, CIFAR-10",
+    "vit-pgd-2-3-16": "VNN-COMP 2023, CIFAR-10",
+}
 HEAD = (
     "| model | budget | n | ours | reference | difference, points | not unanimous | p | torchattacks |",
     "|---|---|---:|---|---|---:|---:|---:|---:|",
@@ -85,7 +91,8 @@ def _masked(aside: list[str]) -> list[str]:
 
 
 def _page(lines: list[str], aside: list[str], held: list[Case], worst: float, pooled: float, holds: bool) -> str:
-    models = len({case.model for case in held})
+    shown = {case.model for case in held}
+    models = len(shown)
     return "\n".join(
         [
             "# Parity with the authors' AutoAttack",
@@ -95,8 +102,7 @@ def _page(lines: list[str], aside: list[str], held: list[Case], worst: float, po
             "Our `autoattack` beside pyautoattack (the authors' code, version `standard`) on",
             f"{models} trained models, {len(held)} budgets in all, {len(SEEDS)} seeds a side. Robust accuracy in",
             "percent of the first n samples, one number per seed. Models: entries of the board `digits-linf`, and",
-            "public nets on MNIST (`convex-mnist`: Wong and Kolter, `colt-mnist`: Balunovic and Vechev) and CIFAR-10",
-            "(`cnn-a-*`: alpha-beta-CROWN, `vit-pgd-2-3-16`: VNN-COMP 2023).",
+            f"public nets: {'; '.join(f'`{name}`, {said}' for name, said in SOURCES.items() if name in shown)}.",
             "",
             *HEAD,
             *lines,
