@@ -35,7 +35,7 @@ from robustbench_vit.records import Outcome, Record
 from robustbench_vit.records.journal import Batch, Known, open_journal
 from robustbench_vit.records.record import canonical
 from robustbench_vit.records.rows import UNTARGETED
-from robustbench_vit.subject import Subject, find_device, fingerprint, make_subject, placed
+from robustbench_vit.subject import Subject, find_device, make_subject, placed
 
 Watcher = Callable[[Batch, Progress | None], None]
 """Told of every batch as it is decided."""
@@ -91,12 +91,13 @@ def examine(subject: Subject, data: Dataset, device: torch.device) -> Intake:
 def examine_surrogate(surrogate: Any, data: Dataset, device: torch.device) -> str:
     """The fingerprint of a surrogate; raises ModelError unless its adversarial images can be made on these samples."""
     try:
-        seen = examine(make_subject(surrogate, declared=Declared("whatever a surrogate does")), data, device)
+        subject = make_subject(surrogate, declared=Declared("a surrogate may answer at random"))
+        seen = examine(subject, data, device)
     except ModelError as error:
         raise ModelError(f"the surrogate cannot be used: {error}", error.findings) from error
     if seen.policy == "C":
         raise ModelError("the surrogate cannot be used: it has no useful gradient", seen.findings)
-    return fingerprint(surrogate)
+    return subject.fingerprint
 
 
 def planned(plan: Plan, seen: Intake, subject: Subject, surrogate: str | None = None) -> Plan:
@@ -104,9 +105,7 @@ def planned(plan: Plan, seen: Intake, subject: Subject, surrogate: str | None = 
     plan = plan.under(seen.policy, random=subject.declared.randomness is not None)
     if seen.policy == "C":
         for stage in build_stages(plan):
-            needing = [
-                a.plan.name for a in stage.lanes if getattr(a.attack, "access", Access.GRADIENT) >= Access.GRADIENT
-            ]
+            needing = [lane.plan.name for lane in stage.lanes if lane.access >= Access.GRADIENT]
             if needing:
                 raise InputError(
                     f"the model has no useful gradient (policy C), and attack '{stage.plan.name}' needs one"
@@ -165,7 +164,7 @@ def _judgements(
     for attack, eps in missing:
         (stage,) = [stage for stage in build_stages(plan) if stage.plan.name == attack]
         asked = [o for o in outcomes_of(plan, known) if (o.attack, o.eps, o.criterion) == (attack, eps, UNTARGETED)]
-        lanes = [LaneAccess(lane.plan.name, getattr(lane.attack, "access", Access.GRADIENT)) for lane in stage.lanes]
+        lanes = [LaneAccess(lane.plan.name, lane.access) for lane in stage.lanes]
         try:
             found = assess(
                 subject.model,

@@ -30,7 +30,7 @@ def deviations(
 ) -> list[str]:
     """The fields in which an attack that bears the name of a published protocol differs from it.
 
-    None when it is that protocol, or when its name claims nothing. `lanes` are resolved (see `resolved`).
+    Empty when it is that protocol, or when its name claims nothing. `lanes` are resolved (see `resolved`).
     """
     claimed = max((known for known in frozen_protocols() if name.lower().startswith(known)), key=len, default=None)
     if claimed is None:

@@ -37,8 +37,8 @@ def verify(
 ) -> None:
     """Recheck a record's adversarial images with its model: exit code 1 when one doesn't hold."""
     from robustbench_vit.records import Record
+    from robustbench_vit.running.rebuild import find_weights, rebuilt, recorded_data
     from robustbench_vit.running.recheck import recheck
-    from robustbench_vit.running.recorded import find_weights, rebuilt, recorded_data
     from robustbench_vit.subject import find_device
 
     where = find_device(device, None)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from robustbench_vit.attacks.norms import NORMS
+from robustbench_vit.attacks.rows import Access
 from robustbench_vit.engine.oracle import Oracle, unwrap
 from robustbench_vit.engine.pool import Pool, PoolSettings, Samples, image_bytes, turns_of
 from robustbench_vit.engine.verify import Checked, Verifier
@@ -40,6 +41,11 @@ class Lane:
 
     plan: LanePlan
     attack: Any
+
+    @property
+    def access(self) -> Access:
+        """What it sees of the model; a foreign whole-batch attack is given all of it."""
+        return getattr(self.attack, "access", Access.GRADIENT)
 
     def spec(self, num_classes: int) -> LaneSpec:
         """What outcomes need to know of it."""

@@ -17,7 +17,7 @@ from robustbench_vit.plan import VERIFICATION
 from robustbench_vit.provenance import provenance
 from robustbench_vit.records import Outcome, Record, Status
 from robustbench_vit.records.rows import MAJORITY
-from robustbench_vit.running.recorded import check_data
+from robustbench_vit.running.rebuild import check_data
 from robustbench_vit.subject import placed
 
 GREY_LEVEL = 1 / 255

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +70,12 @@ def bumpy() -> Callable[..., nn.Module]:
         return nn.Sequential(nn.Flatten(), hidden, nn.GELU(), out).eval()
 
     return make
+
+
+@pytest.fixture
+def reference_in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The reference turns tensors into float32 by `Tensor.float()`; here that means float64."""
+    torch.set_default_dtype(torch.float64)
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    yield
+    torch.set_default_dtype(torch.float32)

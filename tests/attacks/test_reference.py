@@ -10,16 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_vit.attacks import build_attack
-from robustbench_vit.attacks.norms import NORMS
-from robustbench_vit.attacks.projection import onto_hyperplane
 from robustbench_vit.attacks.rows import Access, Oracles, Start
 from robustbench_vit.cards import AlgorithmCard, Loaded, open_workspace
 from robustbench_vit.engine.oracle import Oracle
 
 pytest.importorskip("pyautoattack", reason="the extra 'reference' is not installed")
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
-from pyautoattack.fab_projections import projection_l2, projection_linf
-from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
 
 REFERENCE_NORM = {"linf": "Linf", "l2": "L2"}
@@ -133,38 +129,6 @@ def test_targeted_apgd_ends_where_the_reference_ends(float64, norm):
     state = run(attack("apgd-t", norm, steps=60), net, start, replayed_start(x, norm, 0))
     torch.testing.assert_close(state.loss_best, loss_best, rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(state.x_best, x_best, rtol=0, atol=1e-9)
-
-
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_projection_onto_hyperplane_equals_the_reference(float64, norm):
-    generator = torch.Generator().manual_seed(0)
-    x = torch.rand(300, 40, generator=generator)
-    x[:60] = x[:60].round()
-    w = torch.randn(300, 40, generator=generator)
-    w[100:150] *= torch.rand(50, 40, generator=generator) > 0.7
-    b = (w * x).sum(1) + 4 * torch.randn(300, generator=generator)
-    reference = {"linf": projection_linf, "l2": projection_l2}[norm](x.clone(), w.clone(), b.clone())
-    ours = onto_hyperplane(x, w, b, norm)
-    torch.testing.assert_close(ours, reference, rtol=0, atol=1e-10)
-    reached = ((w * (x + ours)).sum(1) - b).abs() < 1e-9
-    assert 0 < int(reached.sum()) < 300, "hyperplanes within and out of reach of the box"
-
-
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_fab_finds_the_reference_s_distances(norm):
-    """In float32, the only precision the reference's FAB knows; early iterations agree to rounding."""
-    net = small_net(torch.float32)
-    x, y = samples(net, 12, torch.float32)
-    reference = FABAttack_PT(net, norm=REFERENCE_NORM[norm], n_iter=15, eps=EPS[norm], targeted=True, device="cpu")
-    reference.target_class = 2
-    found = reference.attack_single_run(x, y, use_rand_start=False, is_targeted=True)
-    moved = NORMS[norm].size(found - x)
-
-    target = net(x).sort(dim=1)[1][:, -2]
-    state = run(attack("fab-t", norm, steps=15), net, start_for(x, y, norm, target), Draws())
-    ours = torch.where(state.distance.isinf(), 0, state.distance)
-    torch.testing.assert_close(ours, moved, rtol=2e-3, atol=1e-5)
-    assert (moved > 0).all()
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -19,7 +19,7 @@ from robustbench_vit.attacks.rows import Oracles, Start
 from robustbench_vit.engine.oracle import Oracle
 
 pytest.importorskip("pyautoattack", reason="the extra 'reference' is not installed")
-from pyautoattack.fab_projections import projection_l1
+from pyautoattack.fab_projections import projection_l1, projection_l2, projection_linf
 from pyautoattack.fab_pt import FABAttack_PT
 
 REFERENCE_NORM = {"linf": "Linf", "l2": "L2", "l1": "L1"}
@@ -28,16 +28,8 @@ STEPS = 20
 NONE_YET = 1e10
 """What the reference's distance is until it finds something."""
 
+pytestmark = pytest.mark.usefixtures("reference_in_float64")
 norms = pytest.mark.parametrize("norm", sorted(REFERENCE_NORM))
-
-
-@pytest.fixture(autouse=True)
-def float64(monkeypatch):
-    """The reference turns everything into float32 by `Tensor.float()`; here that means float64."""
-    torch.set_default_dtype(torch.float64)
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 @dataclasses.dataclass
@@ -183,7 +175,8 @@ def test_whole_runs_find_the_reference_s_distances(build, norm, drive: Callable[
         torch.testing.assert_close(distance, NORMS[norm].size(found - x), rtol=1e-6, atol=1e-8)
 
 
-def test_projection_in_l1_equals_the_reference(build):
+@norms
+def test_projection_onto_hyperplane_equals_the_reference(norm):
     """Pixel counts just above a power of two: at one, the reference's bisection stops a place too early."""
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(300, 40, generator=generator)
@@ -191,7 +184,8 @@ def test_projection_in_l1_equals_the_reference(build):
     w = torch.randn(300, 40, generator=generator)
     w[100:150] *= torch.rand(50, 40, generator=generator) > 0.7
     b = (w * x).sum(1) + 4 * torch.randn(300, generator=generator)
-    ours = onto_hyperplane(x, w, b, "l1")
-    torch.testing.assert_close(ours, projection_l1(x.clone(), w.clone(), b.clone()), rtol=0, atol=1e-10)
+    reference = {"linf": projection_linf, "l2": projection_l2, "l1": projection_l1}[norm]
+    ours = onto_hyperplane(x, w, b, norm)
+    torch.testing.assert_close(ours, reference(x.clone(), w.clone(), b.clone()), rtol=0, atol=1e-10)
     reached = ((w * (x + ours)).sum(1) - b).abs() < 1e-9
     assert 0 < int(reached.sum()) < 300, "hyperplanes within and out of reach of the box"

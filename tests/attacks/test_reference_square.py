@@ -24,16 +24,8 @@ OUT_OF_REACH = 100.0
 QUERIES, STRIDE = 110, 60
 """The reference's schedule is asked for every 60th query, so that few queries see all sizes of window."""
 
+pytestmark = pytest.mark.usefixtures("reference_in_float64")
 norms = pytest.mark.parametrize("norm", sorted(REFERENCE_NORM))
-
-
-@pytest.fixture(autouse=True)
-def float64(monkeypatch):
-    """The reference turns some things into float32 by `Tensor.float()`; here that means float64."""
-    torch.set_default_dtype(torch.float64)
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 @dataclasses.dataclass

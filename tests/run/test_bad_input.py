@@ -1,4 +1,7 @@
-"""Bad input: one message that says what was wrong and what would be right, exit code 2, and no work started."""
+"""Bad input: one message that says what was wrong and what would be right, exit code 2, and no work started.
+
+Long because it is one table: every message a user can meet before work starts, side by side, in one voice.
+"""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def test_an_honest_model_is_attacked_by_the_card_itself_and_judged() -> None:
     assert (record.policy, record.ran_as("autoattack")) == ("A", "autoattack")
     assert record.reliability is not None
     assert record.reliability.evidence is Evidence.NONE
-    assert {f.level for f in record.findings} <= {"pass", "warn"}
+    assert {f.check for f in record.findings if f.level == "pass"} >= {"randomness", "rows", "gradients"}
 
 
 def test_reliability_can_be_left_out() -> None:
