@@ -52,12 +52,14 @@ clean:
 	$(INSTALL) -e .
 	touch $@
 
+# The tools we are compared with; their versions stand here, so that a change of this file installs them again.
 # torchattacks pins an old release of requests, which would drag others back; it only downloads weights with it.
-.venv-peers/stamp: pyproject.toml constraints.txt
+.venv-peers/stamp: Makefile pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-peers
 	@echo "Installing into .venv-peers; this takes a few minutes the first time."
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  -e '.[reference]' requests tqdm
+	  -e '.[reference]' tqdm requests==2.34.2 foolbox==3.3.4 eagerpy==0.30.0 GitPython==3.2.1 \
+	  adversarial-robustness-toolbox==1.20.1 six==1.17.0
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torchattacks==3.5.1
 	touch $@
 
