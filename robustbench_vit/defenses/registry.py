@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import torch
@@ -28,8 +30,13 @@ class Batch:
 
     x: Tensor  # (row, c, h, w) in [0, 1]
     y: Tensor  # (row,)
-    noise: Noise  # keyed by seed, sample and epoch
+    keys: Callable[[], Tensor]  # int64 (row, 2), by seed, sample and epoch
     epochs_done: float  # how much training lies behind, in epochs
+
+    @cached_property
+    def noise(self) -> Noise:
+        """The rows' draws. Their keys are hashed for losses that ask only: a bare loop has nothing like it."""
+        return Noise(self.keys())
 
 
 @dataclass(frozen=True)
@@ -37,8 +44,8 @@ class LossValue:
     """A loss with what it saw on the way."""
 
     loss: Tensor  # scalar, with a graph
-    clean_correct: int
-    robust_correct: int | None  # under the inner attack; None without one
+    clean_correct: Tensor  # int64 scalar on the model's device: nobody waits for it before the epoch's end
+    robust_correct: Tensor | None  # likewise, under the inner attack; None without one
 
 
 class TrainingLoss(Protocol):

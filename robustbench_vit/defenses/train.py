@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustbench_vit.attacks.noise import Noise, row_key
+from robustbench_vit.attacks.noise import row_key
 from robustbench_vit.cards import Workspace
 from robustbench_vit.data import Dataset, load_dataset
 from robustbench_vit.defenses.checkpoint import (
@@ -148,6 +148,8 @@ class Trainer:
             for step in range(self._steps):
                 index = order[step * self._batch : (step + 1) * self._batch]
                 seen.append(self._step(step, self._batch_at(index, step, generator)))
+                self._check(seen[max(step - 1, 0)].loss)  # one late: reading it now would wait for the device
+        self._check(seen[-1].loss)
         self.epoch += 1
         valid = None if data_valid is None else accuracy(self.kept, data_valid, self._device)
         self.log.append(self._summary(seen, valid))
@@ -162,8 +164,6 @@ class Trainer:
         self._optimiser.zero_grad()
         value = self._recipe.loss(self._model, batch)
         value.loss.backward()
-        if not math.isfinite(value.loss.item()):
-            raise InputError(f"the loss became {value.loss.item()} in epoch {self.epoch + 1}; lower the learning rate")
         if self._recipe.card.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self._model.parameters(), self._recipe.card.gradient_clip)
         for regulariser in self._regularisers:  # after clipping, so that their pull is the one the card states
@@ -173,17 +173,22 @@ class Trainer:
             self._average.update(self._model, number)
         return dataclasses.replace(value, loss=value.loss.detach())
 
+    def _check(self, loss: Tensor) -> None:
+        if not math.isfinite(loss.item()):
+            raise InputError(f"the loss became {loss.item()} in epoch {self.epoch + 1}; lower the learning rate")
+
     def _batch_at(self, index: Tensor, step: int, generator: torch.Generator) -> Batch:
-        positions = index.numpy()
+        positions, epoch = index.numpy(), self.epoch
         x = torch.from_numpy(self._data.x[positions])
         if self._recipe.augment is not None:
             x = self._recipe.augment(x, generator)
-        ids = (self._data.sample_ids[i] for i in positions)
-        keys = torch.tensor([row_key(self._seed, sample, "train", self.epoch, 0) for sample in ids])
         y = torch.from_numpy(self._data.y[positions])
-        return Batch(
-            x.to(self._device), y.to(self._device), Noise(keys.to(self._device)), self.epoch + step / self._steps
-        )
+
+        def keys() -> Tensor:
+            ids = (self._data.sample_ids[i] for i in positions)
+            return torch.tensor([row_key(self._seed, sample, "train", epoch, 0) for sample in ids]).to(self._device)
+
+        return Batch(x.to(self._device), y.to(self._device), keys, epoch + step / self._steps)
 
     def _summary(self, seen: list[LossValue], valid: float | None) -> EpochLog:
         samples = self._steps * self._batch
@@ -193,8 +198,8 @@ class Trainer:
             epochs=self._recipe.card.epochs,
             lr=self._optimiser.param_groups[0]["lr"],
             loss=float(torch.stack([value.loss for value in seen]).mean()),
-            clean_accuracy=sum(value.clean_correct for value in seen) / samples,
-            robust_accuracy=sum(robust) / samples if robust else None,
+            clean_accuracy=_total([value.clean_correct for value in seen]) / samples,
+            robust_accuracy=_total(robust) / samples if robust else None,
             valid_accuracy=valid,
         )
 
@@ -225,6 +230,10 @@ class Trainer:
             regulariser.restore(kept)
         self.log = [EpochLog(**entry) for entry in state["log"]]
         self.epoch = state["epoch"]
+
+
+def _total(counts: list[Tensor]) -> int:
+    return int(torch.stack(counts).sum())
 
 
 @torch.no_grad()

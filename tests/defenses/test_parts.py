@@ -7,14 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from robustbench_vit.attacks.noise import Noise, row_key
+from robustbench_vit.attacks.noise import row_key
 from robustbench_vit.attacks.registry import build_attack
+from robustbench_vit.attacks.rows import Access, Oracles, Start
 from robustbench_vit.defenses.augment import Shift
 from robustbench_vit.defenses.losses import CrossEntropy, PGDAdversarialTraining, perturb
 from robustbench_vit.defenses.optimisers import SGD, AdamW
 from robustbench_vit.defenses.registry import Batch
 from robustbench_vit.defenses.schedules import Cosine, Step
 from robustbench_vit.defenses.weight_average import WeightAverage
+from robustbench_vit.engine.oracle import Oracle
 from robustbench_vit.models.build import build_model
 from tests.defenses.conftest import PGD_AT
 
@@ -23,7 +25,7 @@ def batch(rows: int = 6, epochs_done: float = 5.0) -> Batch:
     generator = torch.Generator().manual_seed(0)
     keys = torch.tensor([row_key(0, str(i), "train", 0, 0) for i in range(rows)])
     x = torch.rand((rows, 1, 8, 8), generator=generator)
-    return Batch(x, torch.arange(rows) % 10, Noise(keys), epochs_done)
+    return Batch(x, torch.arange(rows) % 10, lambda: keys, epochs_done)
 
 
 def settings(**changes) -> PGDAdversarialTraining:
@@ -57,13 +59,36 @@ def test_the_inner_attack_stays_in_the_ball_and_the_box_and_raises_the_loss(work
 
 
 def test_the_inner_attack_does_not_depend_on_the_global_generator_or_the_batch(workspace):
-    net, seen = model().eval(), batch(6)
+    net, seen = model().eval(), batch(16)
     attack = build_attack(workspace.attack("pgd-10-train"), "linf")
     whole = perturb(attack, net, seen, 0.1)
     torch.rand(3)
     assert torch.equal(perturb(attack, net, seen, 0.1), whole)
-    half = Batch(seen.x[:3], seen.y[:3], Noise(seen.noise.keys[:3]), 0.0)
-    assert torch.equal(perturb(attack, net, half, 0.1), whole[:3])  # both are padded to the same physical batch
+    half = Batch(seen.x[:8], seen.y[:8], lambda: seen.noise.keys[:8], 0.0)
+    assert torch.equal(perturb(attack, net, half, 0.1), whole[:8])
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_the_inner_attack_is_the_one_that_evaluations_run(workspace, norm):
+    net, seen = model().eval(), batch(8)
+    attack = build_attack(workspace.attack("pgd-10-train"), norm)
+    oracle = Oracle(net)
+    oracle.count(8)
+    untargeted, first = torch.full_like(seen.y, -1), torch.zeros_like(seen.y)
+    state = attack.init(Start(seen.x, seen.y, untargeted, torch.full((8,), 0.3), first), seen.noise)
+    for _ in range(attack.steps):
+        state = attack.step(state, Oracles(oracle.view(Access.GRADIENT)), seen.noise)
+    assert torch.equal(perturb(attack, net, seen, 0.3), state.x)
+
+
+def test_keys_are_hashed_for_losses_that_draw_only(workspace):
+    asked = []
+    seen = batch()
+    watched = Batch(seen.x, seen.y, lambda: asked.append(1) or seen.keys(), 0.0)
+    CrossEntropy(label_smoothing=0.0)(model(), watched)
+    assert asked == []
+    settings().bind(workspace, "card")(model(), watched)
+    assert asked == [1]
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
