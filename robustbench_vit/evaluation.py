@@ -21,12 +21,15 @@ from torch import Tensor, nn
 from robustbench_vit.attacks import NORM_NAMES, algorithms
 from robustbench_vit.attacks.rows import Access
 from robustbench_vit.cards import AlgorithmCard, AttackCard, Loaded, Workspace, open_workspace, parse_number
+from robustbench_vit.cards.schema import Precision
 from robustbench_vit.data import Dataset, load_dataset
 from robustbench_vit.data.dataset import content_ids
 from robustbench_vit.engine.cascade import Cascade, build_stages
+from robustbench_vit.engine.float32 import ieee_float32
 from robustbench_vit.engine.intake import Declared, Intake, check_samples, intake
 from robustbench_vit.engine.lanes import Bench
 from robustbench_vit.engine.pool import PoolSettings
+from robustbench_vit.engine.search import Search
 from robustbench_vit.engine.stock import Progress
 from robustbench_vit.errors import InputError, ModelError, UnknownNameError
 from robustbench_vit.plan import POLICIES, Plan, make_plan
@@ -70,14 +73,16 @@ def default_width(pixels: int, device: torch.device) -> int:
     return min(max(2 ** (room.bit_length() - 1) if room else 8, 8), 256 if device.type == "cpu" else 1024)
 
 
-def make_bench(model: Any, device: torch.device, width: int | None, plan: Plan, pixels: int) -> Bench:
+def make_bench(
+    model: Any, device: torch.device, width: int | None, plan: Plan, pixels: int, search: Search | None = None
+) -> Bench:
     """How the engine may use the model; `width` None chooses one."""
     if width is not None and width < 1:
         raise InputError(f"width must be at least 1, got {width}")
     width = width or default_width(pixels, device)
     # Below a physical batch of 64 a CPU's passes get slower per row; an accelerator wants all its slots filled.
     speculate_to = min(width, 64) if device.type == "cpu" else width
-    return Bench(model, device, width, PoolSettings(width, speculate_to), plan.seed, plan.draws)
+    return Bench(model, device, width, PoolSettings(width, speculate_to), plan.seed, plan.draws, search or Search())
 
 
 def examine(subject: Subject, data: Dataset, device: torch.device) -> Intake:
@@ -136,7 +141,7 @@ def run_plan(
             for batch in batches:
                 watch(batch, cascade.progress)
         if judge and judged_attacks(plan):
-            with placed(surrogate, bench.device):
+            with placed(surrogate, bench.device), ieee_float32():
                 for batch in _judgements(plan, subject, x, y, bench.seed, known, surrogate):
                     known.add(batch)
                     watch(batch, cascade.progress)
@@ -224,6 +229,9 @@ def evaluate(
     clean_accuracy: float | None = None,
     surrogate: Any | None = None,
     reliability: bool = True,
+    precision: Precision = "fp32",
+    compiled: bool = False,
+    channels_last: bool = False,
 ) -> Record:
     """The record of `model` under an attack card: who falls, to what, at what cost.
 
@@ -249,6 +257,10 @@ def evaluate(
         clean_accuracy: what it should be on these samples, in [0, 1]; intake refuses a model that is far from it.
         surrogate: another model, whose adversarial images are tried on this one to find masked gradients.
         reliability: look for masked gradients, for at most a twentieth of the passes.
+        precision: in which adversarial images are searched: 'fp32' (IEEE float32), 'tf32' (CUDA only) or 'bf16'; part
+            of the protocol. Every success is rechecked in IEEE float32, and the search goes on where that fails.
+        compiled: search with the model compiled by torch.compile.
+        channels_last: search with a copy of the model in that memory format.
 
     Raises InputError, CardError, ModelError or StorageError (all RobustbenchError) before any work where it can.
     """
@@ -260,18 +272,18 @@ def evaluate(
     radii = tuple(_radius(value) for value in (eps if isinstance(eps, (list, tuple)) else [eps]))
     if not radii:
         raise InputError("eps is an empty list; give at least one radius")
-    plan = make_plan(
-        workspace, [name], norm, radii, data, seed, algorithm_versions(workspace, [name], norm), smoke=smoke
-    )
+    search, versions = Search(precision, compiled, channels_last), algorithm_versions(workspace, [name], norm)
+    plan = make_plan(workspace, [name], norm, radii, data, seed, versions, smoke=smoke).in_precision(precision)
     build_stages(plan)
     where = find_device(device, model)
+    search.require(where)
     subject = make_subject(model, entry, Declared(randomness, clean_accuracy))
     if out is not None and not isinstance(model, nn.Module):
         raise InputError("a run that can be resumed needs an nn.Module: a plain callable has no weights to know it by")
     seen = examine(subject, data, where)
     other = None if surrogate is None else examine_surrogate(surrogate, data, where)
     plan = planned(plan, seen, subject, other)
-    bench = make_bench(model, where, width, plan, data.x[0].size)
+    bench = make_bench(model, where, width, plan, data.x[0].size, search)
     with ExitStack() as stack:
         known, keep = Known(), watch or (lambda batch, progress: None)
         if progress:
@@ -284,7 +296,8 @@ def evaluate(
             known = journal.known(run)
             keep = _both(lambda batch, progress: journal.append(run, [batch]), keep)
         run_plan(plan, subject, data, bench, known, keep, surrogate, judge=reliability)
-    ran = {"device": str(where), "width": bench.pool.width, "threads": torch.get_num_threads(), "workers": 0}
+    threads = torch.get_num_threads()
+    ran = {"device": str(where), "width": bench.pool.width, "threads": threads, "workers": 0, **search.ran}
     return make_record(plan, subject.entry, data, known, seen.findings, ran, adversarials)
 
 

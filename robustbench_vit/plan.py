@@ -10,6 +10,7 @@ from typing import Any
 
 from robustbench_vit.cards import AlgorithmCard, Loaded, Policy, Workspace
 from robustbench_vit.cards.frozen import deviations
+from robustbench_vit.cards.schema import PRECISIONS, Precision
 from robustbench_vit.cards.workspace import resolved
 from robustbench_vit.data import Dataset
 from robustbench_vit.errors import InputError
@@ -80,6 +81,10 @@ class Plan:
         attacks = tuple(dataclasses.replace(attack, lanes=attack.by_policy[policy]) for attack in self.attacks)
         return dataclasses.replace(self, attacks=attacks, policy=policy, random=random or policy == "B")
 
+    def in_precision(self, precision: Precision) -> Plan:
+        """This plan with adversarial images searched in `precision`; it was made for fp32."""
+        return dataclasses.replace(self, protocol={**self.protocol, "precision": precision})
+
     @property
     def draws(self) -> int:
         """How often a model is asked about a candidate when it is rechecked."""
@@ -124,7 +129,7 @@ def make_plan(
         "criterion": "untargeted",
         "norm": norm,
         "eps": list(eps),
-        "precision": "float32",
+        "precision": PRECISIONS[0],
         "attacks": {plan.name: plan.resolved for plan in plans},
         "algorithm_versions": {
             lane.resolved["algorithm"]: lane.algorithm_version

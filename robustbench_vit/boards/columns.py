@@ -12,6 +12,7 @@ ATTACK:seconds            wall time of the attack
 seconds                   wall time of all the board's attacks
 parameters                of the model
 policy                    A deterministic, B answers at random, C no useful gradient
+precision                 in which adversarial images were searched; shown by itself where one isn't fp32
 reliability               evidence that gradients are masked, under the last attack; the strongest of all eps
 """
 
@@ -23,6 +24,7 @@ from enum import StrEnum
 
 from robustbench_vit.cards import BoardCard, Entry
 from robustbench_vit.cards.numbers import show_number
+from robustbench_vit.cards.schema import PRECISIONS
 from robustbench_vit.errors import InputError, nearest
 from robustbench_vit.records import Evidence, Record
 
@@ -85,6 +87,7 @@ _FIXED = {
     "clean": Column("clean", "clean %", Kind.SHARE, lambda entry, record: record.clean_accuracy),
     "parameters": Column("parameters", "parameters", Kind.COUNT, _parameters),
     "policy": Column("policy", "policy", Kind.TEXT, lambda entry, record: record.policy),
+    "precision": Column("precision", "precision", Kind.TEXT, lambda entry, record: record.protocol["precision"]),
     "reliability": Column("reliability", "masked gradients", Kind.TEXT, _reliability),
 }
 _PER_ATTACK = ("interval", "majority", "survivors", "forwards", "backwards", "seconds")
@@ -109,11 +112,20 @@ def column_faults(card: BoardCard, where: str) -> list[str]:
     return faults
 
 
-def columns(card: BoardCard, where: str, lanes: Mapping[str, Sequence[str]]) -> list[Column]:
-    """The card's columns in order; `lanes` names the lanes of each attack. Raises InputError for unknown columns."""
+def columns(
+    card: BoardCard, where: str, lanes: Mapping[str, Sequence[str]], precisions: Sequence[str] = ()
+) -> list[Column]:
+    """The card's columns in order; `lanes` names the lanes of each attack. Raises InputError for unknown columns.
+
+    A table with a row whose adversarial images were searched in another one of `precisions` than fp32 shows them in a
+    column, named on the card or not.
+    """
     if faults := column_faults(card, where):
         raise InputError("\n".join(faults))
-    return [column for name in card.columns for column in _columns(name, card, lanes)]
+    names = list(card.columns)
+    if "precision" not in names and any(precision != PRECISIONS[0] for precision in precisions):
+        names.insert(1, "precision")
+    return [column for name in names for column in _columns(name, card, lanes)]
 
 
 def _columns(name: str, card: BoardCard, lanes: Mapping[str, Sequence[str]]) -> list[Column]:

@@ -81,8 +81,15 @@ def caption(table: Table) -> str:
     return (
         f"{table.samples} samples of {about}; percent of all samples, [Wilson {100 * card.confidence:g} % intervals]; "
         f"'after' counts the samples a lane left robust, passes are means per sample; "
-        f"ranked by {card.attacks[-1]}; protocol `{table.protocol_id}`."
+        f"ranked by {card.attacks[-1]}; {_protocols(table)}."
     )
+
+
+def _protocols(table: Table) -> str:
+    """The protocol's id; where rows differ in their precision, an id for each."""
+    if len(table.protocol_ids) == 1:
+        return f"protocol `{next(iter(table.protocol_ids.values()))}`"
+    return f"protocols {', '.join(f'`{name}` ({precision})' for precision, name in table.protocol_ids.items())}"
 
 
 def _markdown_row(row: Row, columns: tuple[Column, ...]) -> list[str]:
@@ -146,7 +153,7 @@ def as_json(table: Table) -> str:
         "eps": list(card.eps),
         "confidence": card.confidence,
         "profile": table.profile,
-        "protocol_id": table.protocol_id,
+        "protocol_ids": dict(table.protocol_ids),
         "ranked_by": card.attacks[-1],
         "custom": {attack: list(fields) for attack, fields in table.custom.items()},
         "columns": [{"key": c.key, "title": c.title, "kind": c.kind.value} for c in table.columns],

@@ -1,8 +1,8 @@
-"""Which records may share a table: those whose protocols are equal."""
+"""Which records may share a table: those whose protocols are equal, but for precisions that the board admits."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,24 @@ from robustbench_vit.plan import resolve_attack
 from robustbench_vit.records import Record
 
 
-def require_one_protocol(records: Mapping[str, Record]) -> None:
-    """Raises ProtocolMismatchError, naming every differing field with both values, unless all protocols are equal."""
+def require_one_protocol(records: Mapping[str, Record], precisions: Sequence[str]) -> None:
+    """Raises ProtocolMismatchError, naming every differing field with both values, unless all protocols are equal.
+
+    Records of different `precisions` count as equal where both are named here.
+    """
     names = list(records)
     for name in names[1:]:
         _require_equal(
             f"the records of '{names[0]}' and '{name}' may not share a table; their protocols differ",
-            records[names[0]].protocol,
-            records[name].protocol,
+            _but_admitted(records[names[0]].protocol, precisions),
+            _but_admitted(records[name].protocol, precisions),
         )
+
+
+def _but_admitted(protocol: Mapping[str, Any], precisions: Sequence[str]) -> dict[str, Any]:
+    """The protocol, with all admitted precisions as one where there are several."""
+    several = len(precisions) > 1 and protocol.get("precision") in precisions
+    return {**protocol, "precision": list(precisions)} if several else dict(protocol)
 
 
 def require_board(board: Loaded[BoardCard], workspace: Workspace, records: Mapping[str, Record]) -> None:
@@ -35,8 +44,8 @@ def require_board(board: Loaded[BoardCard], workspace: Workspace, records: Mappi
         expected = _expected(board.card, workspace, board.shown, settings=record.protocol.get("profile") == "full")
         _require_equal(
             f"{board.shown} and the record of '{name}' do not belong together; they differ",
-            expected,
-            _comparable(record.protocol, expected),
+            _but_admitted(expected, board.card.precision),
+            _comparable(_but_admitted(record.protocol, board.card.precision), expected),
         )
 
 
@@ -46,7 +55,7 @@ def _expected(card: BoardCard, workspace: Workspace, where: str, settings: bool)
     return {
         "norm": card.norm,
         "eps": list(card.eps),
-        "precision": card.precision,
+        "precision": card.precision[0],
         "data": _expected_data(card.data),
         "attacks": attacks,
     }
@@ -71,4 +80,7 @@ def _comparable(protocol: Mapping[str, Any], expected: Mapping[str, Any]) -> dic
 
 def _require_equal(message: str, left: Mapping[str, Any], right: Mapping[str, Any]) -> None:
     if found := differences(left, right):
-        raise ProtocolMismatchError("\n".join([f"{message}:", *(f"  {difference}" for difference in found)]))
+        lines = [f"{message}:", *(f"  {difference}" for difference in found)]
+        if any(difference.place == "precision" for difference in found):
+            lines.append("rows of several precisions share a table when the board's card lists them all")
+        raise ProtocolMismatchError("\n".join(lines))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from robustbench_vit.boards.columns import show_number
+from robustbench_vit.cards.schema import PRECISIONS
 from robustbench_vit.records import Record, Reliability
 from robustbench_vit.records.rows import MAJORITY
 
@@ -23,6 +24,7 @@ def summary(record: Record, attack: str) -> dict[str, Any]:
         "norm": record.protocol["norm"],
         "n": record.n,
         "protocol_id": record.protocol_id,
+        "precision": record.protocol["precision"],
         "profile": record.protocol["profile"],
         "policy": record.policy,
         "ran_as": record.ran_as(attack),
@@ -58,6 +60,8 @@ def summary_lines(record: Record, attack: str) -> list[str]:
     lines = [f"policy {record.policy}: {_POLICIES[record.policy]}"]
     if record.ran_as(attack) != attack:
         lines.append(f"{record.ran_as(attack)} ran in the place of {attack}")
+    if said["precision"] != PRECISIONS[0]:
+        lines.append(f"searched in {said['precision']}, every success rechecked in IEEE float32")
     lines += [f"{f.level}: {f.message}" for f in record.findings if f.level != "pass"]
     if said["custom"]:
         lines.append(f"'{attack}' is custom, not the published protocol: {'; '.join(said['custom'])}")

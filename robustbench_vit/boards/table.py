@@ -37,7 +37,7 @@ class Table:
     rows: tuple[Row, ...]
     samples: int | None  # of each row; None without records
     profile: str  # 'full', or 'smoke': numbers that mean nothing
-    protocol_id: str | None
+    protocol_ids: Mapping[str, str]  # by precision, in the card's order; one entry, but where rows differ in it
     custom: Mapping[str, tuple[str, ...]]  # attacks that bear a published protocol's name and are not it
 
 
@@ -48,11 +48,12 @@ def build_table(board: Loaded[BoardCard], workspace: Workspace, records: Mapping
     """
     card = board.card
     held = {entry.name: records[entry.name] for entry in card.entries if entry.name in records}
-    require_one_protocol(held)
+    require_one_protocol(held, card.precision)
     require_board(board, workspace, held)
     _require_entries(board, held)
     lanes = {attack: [lane.name for lane in workspace.lanes(attack, card.norm, board.shown)] for attack in card.attacks}
-    shown = columns(card, board.shown, lanes)
+    ids = _protocol_ids(card, held)
+    shown = columns(card, board.shown, lanes, list(ids))
     rows = [_row(entry, held.get(entry.name), shown) for entry in sorted(card.entries, key=_order(card, held))]
     first = next(iter(held.values()), None)
     return Table(
@@ -62,9 +63,15 @@ def build_table(board: Loaded[BoardCard], workspace: Workspace, records: Mapping
         rows=tuple(rows),
         samples=first.n if first else None,
         profile=first.protocol["profile"] if first else "full",
-        protocol_id=first.protocol_id if first else None,
+        protocol_ids=ids,
         custom=_custom(card, first),
     )
+
+
+def _protocol_ids(card: BoardCard, held: Mapping[str, Record]) -> dict[str, str]:
+    """The protocols of the records, by their precision."""
+    found = {record.protocol["precision"]: record.protocol_id for record in held.values()}
+    return {precision: found[precision] for precision in card.precision if precision in found}
 
 
 def _custom(card: BoardCard, first: Record | None) -> dict[str, tuple[str, ...]]:

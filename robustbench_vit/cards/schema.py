@@ -7,7 +7,7 @@ because that needs torch and reading cards does not.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, StrictStr, model_validator
 
@@ -63,6 +63,9 @@ Policy = Literal["A", "B", "C"]
 """How a model is attacked: A when it is deterministic and differentiable, B when it answers at random, C when it has no
 useful gradient."""
 ANY_NORM = "all"
+Precision = Literal["fp32", "tf32", "bf16"]
+"""In which a model is asked while adversarial images are searched: IEEE float32, TF32, or mixed with bfloat16."""
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 class CascadeCard(Card):
@@ -146,14 +149,25 @@ class Entry(BaseModel):
     surrogate: StrictStr | None = None  # another entry, whose adversarial images are tried on this one
 
 
+def _precisions(value: Any) -> Any:
+    """One word or several different ones, as a list."""
+    words = value if isinstance(value, list) else [value]
+    if not words or any(word not in PRECISIONS for word in words) or len(set(words)) < len(words):
+        raise ValueError(f"should be one of {', '.join(PRECISIONS)}, or a list of them, got {value!r}")
+    return words
+
+
 class BoardCard(Card):
-    """A leaderboard: samples, budgets and attacks shared by all its entries, and the columns of its table."""
+    """A leaderboard: samples, budgets and attacks shared by all its entries, and the columns of its table.
+
+    Rows of any `precision` named may share the table; runs use the first one.
+    """
 
     data: DataChoice
     norm: NormKey
     eps: Annotated[list[Number], BeforeValidator(lambda v: v if isinstance(v, list) else [v]), Field(min_length=1)]
     attacks: Annotated[list[StrictStr], Field(min_length=1)]
-    precision: Literal["float32"]
+    precision: Annotated[list[Precision], BeforeValidator(_precisions)]
     seed: StrictInt
     confidence: Number
     columns: Annotated[list[StrictStr], Field(min_length=1)]

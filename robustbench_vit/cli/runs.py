@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from robustbench_vit.cards import BoardCard, Loaded, Workspace
+from robustbench_vit.cards.schema import PRECISIONS, Precision
 from robustbench_vit.cli.app import app, state
-from robustbench_vit.errors import InputError
+from robustbench_vit.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
     from robustbench_vit.running.board import BoardRun, RunOptions
@@ -25,6 +26,29 @@ WidthOption = Annotated[
     int | None, typer.Option("--width", min=1, help="Rows that run at a time; changes no verdict. Default: automatic.")
 ]
 
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        metavar="|".join(PRECISIONS),
+        help="In which successes are searched; they are rechecked in float32. Default: the board's first, else fp32.",
+    ),
+]
+CompileOption = Annotated[bool, typer.Option("--compile", help="Search with the model compiled by torch.compile.")]
+ChannelsLastOption = Annotated[
+    bool, typer.Option("--channels-last", help="Search with a copy of the model in this memory format.")
+]
+
+
+def known_precision(name: str | None) -> Precision | None:
+    """The precision of this name; raises UnknownNameError."""
+    for precision in PRECISIONS:
+        if name == precision:
+            return precision
+    if name is not None:
+        raise UnknownNameError("precision", name, PRECISIONS)
+    return None
+
 
 @app.command()
 def run(
@@ -37,6 +61,9 @@ def run(
         int | None, typer.Option(min=1, help="Processes, one entry each. Default: one per core; one on an accelerator.")
     ] = None,
     width: WidthOption = None,
+    precision: PrecisionOption = None,
+    compiled: CompileOption = False,
+    channels_last: ChannelsLastOption = False,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where the journal and the records go; default: runs/BOARD.")
     ] = None,
@@ -56,7 +83,9 @@ def run(
 
     workspace = state(context).workspace
     loaded = workspace.board(board)
-    options = RunOptions(tuple(entry or ()), n, device, width, workers, out, smoke)
+    options = RunOptions(
+        tuple(entry or ()), n, device, width, workers, out, smoke, known_precision(precision), compiled, channels_last
+    )
     if publish and (n is not None or smoke):
         raise InputError("--publish needs the whole board: leave out --n and --smoke")
     finished = _run(loaded, workspace, options)
@@ -111,6 +140,9 @@ def plan(
     n: SamplesOption = None,
     device: DeviceOption = "cpu",
     width: WidthOption = None,
+    precision: PrecisionOption = None,
+    compiled: CompileOption = False,
+    channels_last: ChannelsLastOption = False,
 ) -> None:
     """Say what running a board would take: samples, lanes, passes, memory and time, without attacking anything."""
     from robustbench_vit.running.board import RunOptions
@@ -118,6 +150,14 @@ def plan(
 
     workspace = state(context).workspace
     loaded = workspace.board(board)
-    options = RunOptions(tuple(entry or ()), n, device, width)
+    options = RunOptions(
+        tuple(entry or ()),
+        n,
+        device,
+        width,
+        precision=known_precision(precision),
+        compiled=compiled,
+        channels_last=channels_last,
+    )
     for line in estimate_board(loaded, workspace, options):
         typer.echo(line)

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from robustbench_vit.cli.app import app, state
-from robustbench_vit.cli.runs import DeviceOption, SamplesOption, WidthOption
+from robustbench_vit.cli.runs import (
+    ChannelsLastOption,
+    CompileOption,
+    DeviceOption,
+    PrecisionOption,
+    SamplesOption,
+    WidthOption,
+    known_precision,
+)
 from robustbench_vit.errors import InputError
 from robustbench_vit.running.memory import keep_freed_memory
 
@@ -52,6 +60,9 @@ def attack(
     surrogate_weights: Annotated[Path | None, typer.Option(metavar="FILE", help="Its weights.")] = None,
     device: DeviceOption = "cpu",
     width: WidthOption = None,
+    precision: PrecisionOption = None,
+    compiled: CompileOption = False,
+    channels_last: ChannelsLastOption = False,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where the journal and the record go; default: runs/attack.")
     ] = None,
@@ -84,6 +95,7 @@ def attack(
                 built, samples, None, card, norm, radii, seed, device, width,
                 out=folder, workspace=workspace, entry=about, smoke=smoke, watch=watch,
                 randomness=randomness, clean_accuracy=clean_accuracy, surrogate=other,
+                precision=known_precision(precision) or "fp32", compiled=compiled, channels_last=channels_last,
             )  # fmt: skip
     except KeyboardInterrupt:
         raise Interrupted(

@@ -82,9 +82,10 @@ class Cascade:
             yield from self._clean()
             samples, correct = self._samples()
             self._stock = self._books(samples.ranking.shape[1])
-            for eps in self._plan.eps:
-                for stage in self._stages:
-                    yield from self._stage(stage, samples, correct, eps)
+            with self._bench.opened() as bench:  # here, because a model that is compiled should be so once
+                for eps in self._plan.eps:
+                    for stage in self._stages:
+                        yield from self._stage(stage, samples, correct, eps, bench)
 
     def _books(self, classes: int) -> Stock:
         lanes = [(stage, lane) for _ in self._plan.eps for stage in self._stages for lane in stage.lanes]
@@ -125,14 +126,16 @@ class Cascade:
         samples = Samples(self._plan.samples, self._x, self._y, ranking)
         return samples, [i for i, c in enumerate(clean) if c.correct]
 
-    def _stage(self, stage: Stage, samples: Samples, correct: Sequence[int], eps: float) -> Iterator[Batch]:
+    def _stage(
+        self, stage: Stage, samples: Samples, correct: Sequence[int], eps: float, bench: Bench
+    ) -> Iterator[Batch]:
         undecided, classes = list(correct), samples.ranking.shape[1]
         for lane in stage.lanes:
             spec = lane.spec(classes)
             self._stock.enter(len(undecided))
             if undecided:
                 remaining = samples.take(undecided)
-                for retired in run_lane(lane, remaining, eps, self._bench, self.known.rows):
+                for retired in run_lane(lane, remaining, eps, bench, self.known.rows):
                     self._stock.spend(retired.work)
                     yield self._keep(Batch(stage.plan.name, rows=retired.rows, wasted=retired.wasted))
                     self._note(spec, remaining.ids, eps)

@@ -7,7 +7,8 @@ chunks to somebody else's attack. `fitted` (an artefact fitted on many samples) 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from robustbench_vit.attacks.norms import NORMS
 from robustbench_vit.attacks.rows import Access
 from robustbench_vit.engine.oracle import Oracle, unwrap
 from robustbench_vit.engine.pool import Pool, PoolSettings, Samples, image_bytes, turns_of
+from robustbench_vit.engine.search import Ask, Search, asked
 from robustbench_vit.engine.verify import Checked, Verifier
 from robustbench_vit.errors import AttackError, InputError
 from robustbench_vit.plan import LanePlan
@@ -25,7 +27,7 @@ from robustbench_vit.records.rows import LaneSpec, RowKey, RowResult
 
 @dataclass(frozen=True)
 class Bench:
-    """What every lane works with: the model, and how it may be used."""
+    """What every lane works with: the model, and how it may be used. Rechecks ask `model` itself."""
 
     model: Any
     device: torch.device
@@ -33,6 +35,19 @@ class Bench:
     pool: PoolSettings
     seed: int
     draws: int = 1  # of a model that answers at random, when a candidate is rechecked
+    search: Search = Search()
+    ask: Ask | None = None  # how attacks ask the model, while `opened`; the model itself otherwise
+
+    @contextmanager
+    def opened(self) -> Iterator[Bench]:
+        """This bench with the model made ready to be asked as `search` says; to be opened once for all lanes."""
+        with asked(self.model, self.search, self.device) as ask:
+            yield replace(self, ask=ask)
+
+    @property
+    def searched(self) -> Any:
+        """What attacks ask."""
+        return self.model if self.ask is None else self.ask
 
 
 @dataclass(frozen=True)
@@ -80,7 +95,7 @@ def run_lane(
 def _rows(
     lane: Lane, samples: Samples, eps: float, bench: Bench, known: Mapping[RowKey, RowResult]
 ) -> Iterator[Retired]:
-    oracle = Oracle(bench.model, bench.device, bench.largest_batch)
+    oracle = Oracle(bench.searched, bench.device, bench.largest_batch)
     pool = Pool(
         lane.attack,
         lane.plan.loaded.card.algorithm,
@@ -130,7 +145,7 @@ def _batch(
 def _attack_chunk(
     lane: Lane, chunk: Samples, keys: Sequence[RowKey], eps: float, bench: Bench, verifier: Verifier
 ) -> list[RowResult]:
-    counted = CountedModel(bench.model)
+    counted = CountedModel(bench.searched)
     x = lane.attack.run(counted, chunk.x, chunk.y, eps, bench.seed)
     if not isinstance(x, Tensor) or x.shape != chunk.x.shape:
         raise AttackError(

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from robustbench_vit.cards import BoardCard, Entry, Loaded, Workspace
+from robustbench_vit.cards.schema import Precision
+from robustbench_vit.engine.search import Search
 from robustbench_vit.errors import InputError, RobustbenchError, StorageError
 from robustbench_vit.evaluation import Watcher, make_bench, run_plan
 from robustbench_vit.plan import Plan
@@ -33,7 +35,7 @@ class Interrupted(RobustbenchError):
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a board is run; none of it changes a verdict."""
+    """How a board is run; but for the precision none of it changes a verdict by more than roundings do."""
 
     entries: tuple[str, ...] = ()  # names; all when empty
     n: int | None = None  # the first n samples
@@ -42,6 +44,21 @@ class RunOptions:
     workers: int | None = None  # default: one per core on a CPU, one on an accelerator
     out: Path | None = None  # default: runs/BOARD in the current folder
     smoke: bool = False
+    precision: Precision | None = None  # default: the board's first
+    compiled: bool = False
+    channels_last: bool = False
+
+    def search(self, board: Loaded[BoardCard]) -> Search:
+        """How models are asked; raises InputError for a precision that the board doesn't admit."""
+        search = Search(self.precision or board.card.precision[0], self.compiled, self.channels_last)
+        if search.precision not in board.card.precision:
+            admitted, more = board.card.precision, [*board.card.precision, search.precision]
+            raise InputError(
+                f"{board.shown} admits precision {', '.join(admitted)}, not {search.precision}: its rows would not be"
+                f" comparable. To let them share its table all the same, say `precision: [{', '.join(more)}]` on the"
+                " card"
+            )
+        return search
 
 
 @dataclass
@@ -71,8 +88,10 @@ def run_board(
     entries = chosen(board, options.entries)
     if options.workers is not None and options.workers < 1:
         raise InputError(f"--workers must be at least 1, got {options.workers}")
-    find_device(options.device, None)
+    search = options.search(board)
+    search.require(find_device(options.device, None))
     plan, data = board_plan(board, workspace, options.n, options.smoke)
+    plan = plan.in_precision(search.precision)
     prepared = [prepare(board, entry, workspace, plan, data) for entry in entries]
     _check_different(board, prepared)
     run = BoardRun(run_folder(board, options), plan)
@@ -155,6 +174,7 @@ class _Session:
             ).pool.width,
             "workers": self._workers(len(self._numbers)),
             "threads": 1,
+            **self._options.search(self._board).ran,
         }
         known = self._known[item.name]
         record = make_record(item.plan, item.subject.entry, item.data, known, item.findings, ran, images=True)
@@ -191,7 +211,8 @@ class EntryWork:
         _, data = board_plan(self.board, self.workspace, self.options.n, self.options.smoke)
         subject = entry_subject(self.board, self.entry, self.workspace)
         device = find_device(self.options.device, subject.model)
-        bench = make_bench(subject.model, device, self.options.width, self.plan, data.x[0].size)
+        search = self.options.search(self.board)
+        bench = make_bench(subject.model, device, self.options.width, self.plan, data.x[0].size, search)
         surrogate = surrogate_model(self.board, self.entry, self.workspace)
         run_plan(self.plan, subject, data, bench, self.known, send, surrogate)
 

@@ -13,6 +13,7 @@ from robustbench_vit.cards import BoardCard, Loaded, Workspace
 from robustbench_vit.cards.numbers import show_number
 from robustbench_vit.engine.cascade import Stage, build_stages
 from robustbench_vit.engine.oracle import frozen, unwrap
+from robustbench_vit.engine.search import Search
 from robustbench_vit.evaluation import make_bench
 from robustbench_vit.plan import Plan
 from robustbench_vit.running.board import RunOptions, run_folder
@@ -26,23 +27,27 @@ WARM_UP, TIMED = 1, 3
 def estimate_board(board: Loaded[BoardCard], workspace: Workspace, options: RunOptions) -> Iterator[str]:
     """The plan in words, line by line. Upper bounds: as if every sample stayed robust to the end."""
     entries = chosen(board, options.entries)
-    device = find_device(options.device, None)
+    device, search = find_device(options.device, None), options.search(board)
+    search.require(device)
     plan, data = board_plan(board, workspace, options.n, options.smoke)
+    plan = plan.in_precision(search.precision)
     checked = [prepare(board, entry, workspace, plan, data) for entry in entries]
     stages = build_stages(plan)
     radii = ", ".join(show_number(eps) for eps in plan.eps)
     yield f"{board.name}: {len(data)} samples of {data.name}/{data.split}, {plan.norm}, eps {radii}"
     yield f"protocol {plan.protocol_id}, seed {plan.seed}, results in {run_folder(board, options)}"
+    if search != Search():
+        yield f"searched {search.shown}; successes are rechecked in IEEE float32"
     for stage in stages:
         yield from _lanes(stage, data.num_classes)
     cost = _total(stages, data.num_classes, plan)
     yield f"a robust sample costs at most {cost.forwards:,} forward and {cost.backwards:,} backward passes"
     yield ""
     for entry, prepared in zip(entries, checked, strict=True):
-        bench = make_bench(prepared.subject.model, device, options.width, prepared.plan, data.x[0].size)
+        bench = make_bench(prepared.subject.model, device, options.width, prepared.plan, data.x[0].size, search)
         x = torch.from_numpy(data.x[:1]).to(device).expand(bench.pool.width, *data.x.shape[1:]).contiguous()
-        with placed(bench.model, device), frozen(bench.model):
-            forward, backward, memory = _measure(bench.model, x)
+        with placed(bench.model, device), frozen(bench.model), bench.opened() as opened:
+            forward, backward, memory = _measure(opened.searched, x)
         seconds = len(data) * (cost.forwards * forward + cost.backwards * backward) / len(x)
         parameters = prepared.subject.entry["parameters"]
         yield (

@@ -22,7 +22,7 @@ data: {name: digits, split: test, samples: all}
 norm: linf
 eps: EPS
 attacks: [pgd-40, autoattack]
-precision: float32
+precision: fp32
 seed: 0
 confidence: 0.95
 columns: [entry, model, clean, pgd-40, 'autoattack:interval', 'autoattack:survivors', 'autoattack:forwards', seconds]
@@ -104,7 +104,7 @@ def protocol_of(made: Made) -> dict[str, Any]:
         "profile": "full",
         "norm": card.norm,
         "eps": list(card.eps),
-        "precision": card.precision,
+        "precision": card.precision[0],
         "attacks": {name: resolve_attack(workspace, name, card.norm) for name in card.attacks},
         "data": {"name": "digits", "split": "test", "n": 10, "sample_ids_sha256": hashlib.sha256(b"").hexdigest()},
     }

@@ -31,7 +31,7 @@ def test_markdown(table: Any) -> None:
     assert lines[0] == (
         "10 samples of digits/test, linf, eps 0.2; percent of all samples, [Wilson 95 % intervals]; "
         "'after' counts the samples a lane left robust, passes are means per sample; "
-        f"ranked by autoattack; protocol `{table.protocol_id}`."
+        f"ranked by autoattack; protocol `{table.protocol_ids['fp32']}`."
     )
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
     assert cells[0][:5] == ["entry", "model", "clean %", "pgd-40 %", "autoattack % [95 %]"]
@@ -82,3 +82,19 @@ def test_equal_tables_give_equal_text(table: Any, form: str) -> None:
     assert render(table, form) == render(table, form)
     assert render(table, form).endswith("\n")
     assert not render(table, form).endswith("\n\n")
+
+
+def test_every_format_shows_the_precision_of_each_row(make_board: Make, make_record: Make) -> None:
+    made = make_board(("precision: fp32", "precision: [fp32, bf16]"))
+    strong = make_record(made, "strong", protocol={"precision": "bf16"})
+    table = build_table(made.board, made.workspace, {"weak": make_record(made, "weak"), "strong": strong})
+    ids = table.protocol_ids
+    lines = render(table, "md").splitlines()
+    assert lines[0].endswith(f"protocols `{ids['fp32']}` (fp32), `{ids['bf16']}` (bf16).")
+    shown = [[cell.strip() for cell in line.split("|")[1:3]] for line in lines[4:7]]
+    assert sorted(shown) == [["absent", "–"], ["strong", "bf16"], ["weak", "fp32"]]
+    rows = {row["entry"]: row["precision"] for row in csv.DictReader(io.StringIO(render(table, "csv")))}
+    assert rows == {"weak": "fp32", "strong": "bf16", "absent": ""}
+    content = json.loads(render(table, "json"))
+    assert content["protocol_ids"] == ids
+    assert {r["entry"]: r["precision"] for r in content["rows"]} == {"weak": "fp32", "strong": "bf16", "absent": None}

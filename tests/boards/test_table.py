@@ -135,6 +135,49 @@ def test_records_of_another_version_of_an_attack_card_are_refused(made: Any, mak
     assert build_table(made.board, made.workspace, {"weak": smoke}).profile == "smoke"
 
 
+def in_precision(record: Record, precision: str) -> Record:
+    return dataclasses.replace(record, protocol={**record.protocol, "precision": precision})
+
+
+def test_another_precision_is_refused_unless_the_card_admits_it(make_board: Make, make_record: Make) -> None:
+    made = make_board()
+    records = {"weak": make_record(made, "weak"), "strong": in_precision(make_record(made, "strong"), "bf16")}
+    hint = "rows of several precisions share a table when the board's card lists them all"
+    with pytest.raises(ProtocolMismatchError) as caught:
+        build_table(made.board, made.workspace, records)
+    assert str(caught.value) == (
+        "the records of 'weak' and 'strong' may not share a table; their protocols differ:\n"
+        f'  precision: "fp32" / "bf16"\n{hint}'
+    )
+    with pytest.raises(ProtocolMismatchError, match=rf'do not belong .*\n  precision: "fp32" / "bf16"\n{hint}$'):
+        build_table(made.board, made.workspace, {"strong": records["strong"]})
+    made = make_board(("precision: fp32", "precision: [fp32, bf16]"))
+    assert build_table(made.board, made.workspace, records).rows[0].note is None
+    records["weak"] = in_precision(records["weak"], "tf32")
+    with pytest.raises(ProtocolMismatchError, match=r'\n  precision: "tf32" / \["fp32", "bf16"\]\n'):
+        build_table(made.board, made.workspace, records)
+
+
+def test_admitting_a_precision_admits_no_other_difference(make_board: Make, make_record: Make) -> None:
+    made = make_board(("precision: fp32", "precision: [fp32, bf16]"))
+    low = in_precision(make_record(made, "strong", protocol={"verification": {}}), "bf16")
+    with pytest.raises(ProtocolMismatchError, match=r"differ:\n  verification: absent / \{\}$"):
+        build_table(made.board, made.workspace, {"weak": make_record(made, "weak"), "strong": low})
+
+
+def test_precisions_are_shown_where_one_is_not_fp32(make_board: Make, make_record: Make) -> None:
+    made = make_board(("precision: fp32", "precision: [bf16, fp32]"))
+    weak = make_record(made, "weak", protocol={"precision": "fp32"})
+    low = in_precision(make_record(made, "strong"), "bf16")
+    mixed = build_table(made.board, made.workspace, {"weak": weak, "strong": low})
+    assert [cells(mixed, name)["precision"] for name in ("weak", "strong", "absent")] == ["fp32", "bf16", None]
+    assert [column.key for column in mixed.columns][:3] == ["entry", "precision", "model"]
+    assert mixed.protocol_ids == {"bf16": low.protocol_id, "fp32": weak.protocol_id}
+    only_low = build_table(made.board, made.workspace, {"strong": low})
+    assert cells(only_low, "strong")["precision"] == "bf16"
+    assert "precision" not in cells(build_table(made.board, made.workspace, {"weak": weak}), "weak")
+
+
 def test_a_record_of_another_model_is_refused(made: Any, make_record: Make) -> None:
     with pytest.raises(ProtocolMismatchError) as caught:
         build_table(made.board, made.workspace, {"weak": make_record(made, "weak", entry={"model": "digits_vit"})})
@@ -165,7 +208,7 @@ def test_a_record_that_went_through_json_gives_the_same_table(made: Any, make_re
     direct = build_table(made.board, made.workspace, {"weak": record})
     loaded = build_table(made.board, made.workspace, {"weak": Record.load(path)})
     assert loaded.rows == direct.rows
-    assert loaded.protocol_id == direct.protocol_id
+    assert loaded.protocol_ids == direct.protocol_ids
 
 
 def test_the_built_in_boards_have_tables() -> None:

@@ -41,7 +41,7 @@ _BOARD = f"""{_HEAD}data: {{name: samples.npz, split: test, samples: all}}
 norm: linf
 eps: 0.1
 attacks: [fgsm, short]
-precision: float32
+precision: fp32
 seed: 0
 confidence: 0.95
 columns: [entry, clean, fgsm, 'short:interval', 'short:survivors', 'short:forwards']
