@@ -9,7 +9,8 @@ RobustbenchError           anything this package raises on purpose; `exit_code` 
 ├── StorageError           the run's folder cannot be written (full disk, no permission)
 ├── RunLockedError         another process is working on the same run
 ├── ProtocolMismatchError  records that may not share a table
-└── AttackError            an attack broke its contract (its candidate failed a check it must pass)
+├── AttackError            an attack broke its contract (its candidate failed a check it must pass)
+└── OutOfMemoryError       a device that has too little memory even for the smallest batch
 """
 
 from __future__ import annotations
@@ -84,6 +85,10 @@ class ProtocolMismatchError(RobustbenchError):
 
 class AttackError(RobustbenchError):
     """An attack that broke its contract."""
+
+
+class OutOfMemoryError(RobustbenchError):
+    """A device that has too little memory even for the smallest batch."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -187,4 +187,4 @@ class APGD(Ascent):
         return state.asked > self.steps
 
     def best(self, state: APGDState) -> Candidates:
-        return Candidates(state.adversarial, state.found, NORMS[self.norm].size(state.adversarial - state.x0))
+        return Candidates(state.adversarial, state.found)

@@ -186,7 +186,7 @@ class APGDL1(Ascent):
         return (state.stage == self._last) & (state.asked > self.stage_steps()[-1])
 
     def best(self, state: APGDL1State) -> Candidates:
-        return Candidates(state.adversarial, state.found, NORMS[self.norm].size(state.adversarial - state.x0))
+        return Candidates(state.adversarial, state.found)
 
 
 def sparse_sign(grad: Tensor, share: Tensor) -> Tensor:

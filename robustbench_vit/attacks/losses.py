@@ -56,7 +56,7 @@ def logit(z: Tensor, index: Tensor) -> Tensor:
 
 def largest_other(z: Tensor, y: Tensor) -> Tensor:
     """(row,) the largest logit of a class other than y."""
-    return z.masked_fill(F.one_hot(y, z.shape[1]).bool(), -torch.inf).amax(1)
+    return z.scatter(1, y.unsqueeze(1), -torch.inf).amax(1)
 
 
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr, "dlr-targeted": dlr_targeted}

@@ -69,7 +69,9 @@ class Linf:
 
     def project(self, x: Tensor, x0: Tensor, eps: Tensor) -> Tensor:
         radius = _column(eps, x0)
-        return torch.minimum(torch.maximum(x, x0 - radius), x0 + radius).clamp(0, 1)
+        wall = x0 - radius
+        inside = torch.maximum(x, wall, out=wall)
+        return torch.minimum(inside, x0 + radius, out=inside).clamp_(0, 1)
 
     def steepest(self, grad: Tensor) -> Tensor:
         return grad.sign()

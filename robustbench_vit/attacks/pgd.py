@@ -99,4 +99,4 @@ class PGD:
         return state.steps_taken > self.steps
 
     def best(self, state: PGDState) -> Candidates:
-        return Candidates(state.adversarial, state.found, NORMS[self.norm].size(state.adversarial - state.x0))
+        return Candidates(state.adversarial, state.found)

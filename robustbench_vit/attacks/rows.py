@@ -44,7 +44,7 @@ class Candidates:
 
     x: Tensor  # (row, c, h, w)
     found: Tensor  # bool (row,): the attack believes x to be adversarial and inside the budget
-    distance: Tensor  # (row,) size of x - x0 in the attack's norm
+    distance: Tensor | None = None  # (row,) size of x - x0, of attacks that make it small
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,12 @@ class TargetOracle(Protocol):
 
     `rows` numbers the rows that `x` belongs to (default: all, in order); queries are counted for them. `draws` > 1
     averages the gradient over that many draws of a random model; logits and value are those of the last one.
+
+    `whole` says how many of n images fill physical batches, so that nothing is padded; an attack whose rows may wait
+    for a step asks about so many.
     """
+
+    def whole(self, n: int) -> int: ...
 
     def decisions(self, x: Tensor, rows: Tensor | None = None) -> Tensor: ...
 
@@ -147,6 +152,23 @@ def concatenate(states: Sequence[S]) -> S:
         return states[0]
     names = [f.name for f in dataclasses.fields(states[0])]  # type: ignore[arg-type]
     return type(states[0])(**{name: torch.cat([getattr(s, name) for s in states]) for name in names})
+
+
+def put(state: S, at: Tensor, new: S) -> S:
+    """`state` with its rows `at` (int64, different ones) replaced by those of `new`, in place where that is safe.
+
+    A step may have left one tensor in two fields; the second gets its own memory first.
+    """
+    held: set[int] = set()
+    for field in dataclasses.fields(state):  # type: ignore[arg-type]
+        values = getattr(state, field.name)
+        memory = values.untyped_storage().data_ptr()
+        if memory in held or not values.is_contiguous():
+            values = values.clone(memory_format=torch.contiguous_format)
+            state = dataclasses.replace(state, **{field.name: values})  # type: ignore[type-var]
+        held.add(memory)
+        values.index_copy_(0, at, getattr(new, field.name))
+    return state
 
 
 def spread(values: Tensor, like: Tensor) -> Tensor:

@@ -99,6 +99,8 @@ class Square:
         x, asked, rows = self._proposals(state)
         if len(rows) == 0:
             return dataclasses.replace(state, asked=asked)
+        if waiting := len(rows) - oracles.target.whole(len(rows)):
+            x, asked, rows = _without_the_first(waiting, state, x, asked, rows)
         logits = oracles.target.scores(x, rows)
         y, best, loss_best = _of(state.y, rows), _of(state.x, rows), _of(state.loss, rows)
         loss, wrong = margin(logits, y, y), logits.argmax(1) != y
@@ -158,7 +160,19 @@ class Square:
         return state.asked > self.queries
 
     def best(self, state: SquareState) -> Candidates:
-        return Candidates(state.x, state.found, NORMS[self.norm].size(state.x - state.x0))
+        return Candidates(state.x, state.found)
+
+
+def _without_the_first(
+    waiting: int, state: SquareState, x: Tensor, asked: Tensor, rows: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`_proposals` without those of the rows that are furthest; they stay where they are for this step.
+
+    A batch that would be padded thus waits until it is full, and all rows end at about the same time.
+    """
+    order = state.asked[rows].argsort(stable=True)
+    kept, later = order[: len(rows) - waiting].sort().values, rows[order[len(rows) - waiting :]]
+    return x[kept], asked.index_copy(0, later, state.asked[later]), rows[kept]
 
 
 def _of(values: Tensor, rows: Tensor) -> Tensor:

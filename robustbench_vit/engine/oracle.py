@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from robustbench_vit.attacks.rows import Access, Gradient, Objective
+
+A = TypeVar("A")
 
 SMALLEST = 8
 """No physical batch is smaller: below that, matrix products take other paths and round differently."""
@@ -40,6 +42,17 @@ def pieces(rows: int, sizes: Sequence[int]) -> list[tuple[int, int]]:
         cut.append((min(rows, size), size))
         rows -= cut[-1][0]
     return cut
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that the device, or the host, has too little memory left."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+"""What torch says on a CPU, where it has no error of its own for it."""
 
 
 def unwrap(output: Any) -> Any:
@@ -98,6 +111,17 @@ class Oracle:
         zeros = torch.zeros(rows, dtype=torch.int64, device=self.device)
         self.passes = Passes(zeros, zeros.clone())
 
+    def computed(self, rows: int) -> int:
+        """How many images the model sees when it is asked about so many rows, padding included."""
+        return sum(physical for _, physical in pieces(rows, self._sizes))
+
+    def whole(self, rows: int) -> int:
+        """The largest number up to `rows` that fills physical batches; `rows` itself when they fill none."""
+        filled = rows
+        while filled > 0 and self.computed(filled) > filled:
+            filled -= 1
+        return filled or rows
+
     def view(self, access: Access) -> Any:
         """What an attack that declares `access` is given: methods beyond it don't exist."""
         views = {Access.DECISIONS: Decisions, Access.SCORES: Scores}
@@ -105,16 +129,37 @@ class Oracle:
 
     def logits(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """(m, classes) without a gradient; one forward pass counted for each row."""
-        outputs, begin = [], 0
         with torch.no_grad():
-            for size, physical in pieces(len(x), self._sizes):
-                piece = _padded(x[begin : begin + size], physical)
-                outputs.append(unwrap(self._model(piece))[:size])
-                begin += size
-                self.passes.padding += physical - size
+            outputs = self._in_pieces(len(x), lambda at, physical: self._logits(x[at], physical))
         self._add(self.passes.forwards, rows, len(x))
         self.work += len(x)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _logits(self, x: Tensor, physical: int) -> Tensor:
+        answer = unwrap(self._model(_padded(x, physical)))[: len(x)]
+        self.passes.padding += physical - len(x)
+        return answer
+
+    def _in_pieces(self, rows: int, ask: Callable[[slice, int], A]) -> list[A]:
+        """The answers of `ask` piece by piece; where memory runs out, in smaller pieces from there on."""
+        answers, begin = [], 0
+        while begin < rows:
+            size, physical = pieces(rows - begin, self._sizes)[0]
+            try:
+                answers.append(ask(slice(begin, begin + size), physical))
+            except (RuntimeError, MemoryError) as error:
+                self._shrink(error, physical)
+                continue
+            begin += size
+        return answers
+
+    def _shrink(self, error: RuntimeError | MemoryError, physical: int) -> None:
+        """Halves the physical batch after an error that means too little memory; other errors go on their way."""
+        if not out_of_memory(error) or physical <= self._sizes[0]:
+            raise error
+        self._sizes = [size for size in self._sizes if size <= max(physical // 2, self._sizes[0])]
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def gradient(self, x: Tensor, objective: Objective, rows: Tensor | None = None, draws: int = 1) -> Gradient:
         """Logits, objective and its gradient at `x`; a forward and a backward pass counted for each row and draw.
@@ -129,12 +174,7 @@ class Oracle:
         return answer if draws == 1 else Gradient(answer.logits, answer.value, total / draws)
 
     def _one_draw(self, x: Tensor, objective: Objective, rows: Tensor | None) -> Gradient:
-        answers, begin = [], 0
-        for size, physical in pieces(len(x), self._sizes):
-            at = torch.arange(begin, begin + size, device=x.device)
-            answers.append(self._gradient(x[begin : begin + size], physical, objective, at))
-            begin += size
-            self.passes.padding += 2 * (physical - size)
+        answers = self._in_pieces(len(x), lambda at, physical: self._gradient(x[at], physical, objective, at))
         self._add(self.passes.forwards, rows, len(x))
         self._add(self.passes.backwards, rows, len(x))
         self.work += 3 * len(x)
@@ -146,13 +186,15 @@ class Oracle:
             torch.cat([a.grad for a in answers]),
         )
 
-    def _gradient(self, x: Tensor, physical: int, objective: Objective, at: Tensor) -> Gradient:
+    def _gradient(self, x: Tensor, physical: int, objective: Objective, at: slice) -> Gradient:
         size = len(x)
+        which = torch.arange(at.start, at.stop, device=x.device)
         x = _padded(x.detach(), physical).requires_grad_()
         with torch.enable_grad():
             logits = unwrap(self._model(x))[:size]
-            value = objective(logits, at)
+            value = objective(logits, which)
             (grad,) = torch.autograd.grad(value.sum(), x)
+        self.passes.padding += 2 * (physical - size)
         return Gradient(logits.detach(), value.detach(), grad[:size])
 
     def _add(self, passes: Tensor, rows: Tensor | None, n: int) -> None:
@@ -173,6 +215,10 @@ class Decisions:
 
     def __init__(self, oracle: Oracle) -> None:
         self.__oracle = oracle
+
+    def whole(self, n: int) -> int:
+        """How many of n images fill physical batches."""
+        return self.__oracle.whole(n)
 
     def decisions(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """int64 (m,): the class of each image."""

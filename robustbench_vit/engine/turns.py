@@ -7,6 +7,7 @@ turns start early; if an earlier turn then succeeds, they are cancelled, and the
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -18,13 +19,9 @@ class _Sample:
     pending: deque[int]  # turns not started, ascending
     running: set[int] = field(default_factory=set)
 
-    @property
-    def decided(self) -> bool:
-        return not self.running and not self.pending
-
 
 class Turns:
-    """The rows of one lane for samples 0 … n-1."""
+    """The rows of one lane for samples 0 … n-1; every call takes about as long whatever n."""
 
     def __init__(self, samples: int, turns: int, known: Iterable[tuple[int, int, bool]] = ()) -> None:
         """`known` lists (sample, turn, found) of rows that retired before an interruption."""
@@ -35,6 +32,14 @@ class Turns:
             if found:
                 self._cut(sample, turn)
         self._ready = deque(i for i, s in enumerate(self._samples) if s.pending)
+        self._further: list[tuple[int, int]] = []  # a heap of (turn, sample) that may start early; some are outdated
+        self._held: set[int] = set()
+        self._reported = self._found = 0
+
+    @property
+    def chance(self) -> float:
+        """How often a turn succeeds, going by those reported (Laplace's rule: one half before the first)."""
+        return (self._found + 1) / (self._reported + 2)
 
     def start(self, speculate: bool) -> tuple[int, int] | None:
         """The (sample, turn) to start now; with `speculate` also a later turn of a sample that is running."""
@@ -42,18 +47,49 @@ class Turns:
             sample = self._ready.popleft()
             if self._samples[sample].pending and not self._samples[sample].running:
                 return self._begin(sample)
-        if not speculate:
-            return None
-        waiting = [(s.pending[0], i) for i, s in enumerate(self._samples) if s.pending]
-        return self._begin(min(waiting)[1]) if waiting else None
+        while speculate and self._further:
+            turn, sample = heapq.heappop(self._further)
+            pending = self._samples[sample].pending
+            if pending and pending[0] == turn and sample not in self._held:
+                return self._begin(sample)
+        return None
 
     def _begin(self, sample: int) -> tuple[int, int]:
-        turn = self._samples[sample].pending.popleft()
-        self._samples[sample].running.add(turn)
+        state = self._samples[sample]
+        turn = state.pending.popleft()
+        state.running.add(turn)
+        if state.pending:
+            heapq.heappush(self._further, (state.pending[0], sample))
         return sample, turn
+
+    def put_back(self, sample: int, turn: int) -> None:
+        """Takes back the last start of a sample, as if it had not been; it is the next to start again."""
+        state = self._samples[sample]
+        state.running.discard(turn)
+        state.pending.appendleft(turn)
+        if state.running:
+            heapq.heappush(self._further, (turn, sample))
+        else:
+            self._ready.appendleft(sample)
+
+    def hold(self, samples: Iterable[int]) -> None:
+        """No further turn of these starts early until `release`: a running one claims to have succeeded."""
+        self._held.update(samples)
+
+    def held(self, sample: int) -> bool:
+        """Whether a turn of the sample claims to have succeeded."""
+        return sample in self._held
+
+    def release(self) -> None:
+        """Ends every `hold`."""
+        for sample in self._held:
+            if self._samples[sample].pending:
+                heapq.heappush(self._further, (self._samples[sample].pending[0], sample))
+        self._held.clear()
 
     def report(self, sample: int, turn: int, found: bool) -> list[int]:
         """Takes in a retired row; returns the running turns of its sample that are now pointless."""
+        self._reported, self._found = self._reported + 1, self._found + found
         state = self._samples[sample]
         state.running.discard(turn)
         cancelled = self._cut(sample, turn) if found else []

@@ -77,7 +77,7 @@ def test_what_larger_balls_show_counts_only_inside_the_budget(build, noise, eps)
         assert inside == (eps == 100.0 or len(view.asked) > 3 + 3 + 2)
         if inside:
             assert torch.equal(best.x, asked)
-            assert bool((best.distance <= start.eps).all())
+            assert bool((SIZE(best.x - start.x0) <= start.eps).all())
         else:
             assert torch.equal(best.x, start.x0)
     assert bool(attack.best(state).found.all())

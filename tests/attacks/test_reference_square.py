@@ -89,6 +89,9 @@ class Recording:
         self._net = net
         self.seen: list[Tensor] = []
 
+    def whole(self, n: int) -> int:
+        return n
+
     def scores(self, x: Tensor, rows: Tensor) -> Tensor:
         self.seen.append(x)
         return self._net(x).detach()

@@ -66,6 +66,9 @@ class Idle:
     def __init__(self) -> None:
         self.queries = 0
 
+    def whole(self, n: int) -> int:
+        return n
+
     def scores(self, x: Tensor, rows: Tensor) -> Tensor:
         self.queries += len(x)
         return torch.tensor([1.0, 0.0]).expand(len(x), 2)
@@ -110,6 +113,9 @@ def test_all_rows_and_some_rows_take_the_same_way(build, noise, norm):
     start = start_for(x, y, norm)
 
     class Mean:
+        def whole(self, n: int) -> int:
+            return n
+
         def scores(self, x: Tensor, rows: Any) -> Tensor:
             mean = x.mean((1, 2, 3))
             return torch.stack([mean + 9, 2 * mean], 1)

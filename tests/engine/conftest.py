@@ -77,7 +77,7 @@ def pool(model: nn.Module) -> Callable[..., Pool]:
             0,
             Oracle(model, "cpu", 64),
             Verifier(model, NORMS[attack.norm]),
-            PoolSettings(width, speculate_to),
+            PoolSettings(width, speculate_to, speculate_below=1),
             known,
         )
 

@@ -96,7 +96,7 @@ class Liar:
     def best(self, state: LiarState) -> Candidates:
         honest = (state.steps_taken == self.honest_at).view(-1, 1, 1, 1)
         x = torch.where(honest, torch.full_like(state.x0, 0.25), torch.full_like(state.x0, LIES[self.lie]))
-        return Candidates(x, torch.ones(len(x), dtype=torch.bool), torch.zeros(len(x)))
+        return Candidates(x, torch.ones(len(x), dtype=torch.bool))
 
 
 @settings
