@@ -24,11 +24,10 @@ from robustbench_vit.cards import AlgorithmCard, AttackCard, Loaded, Workspace, 
 from robustbench_vit.cards.schema import Precision
 from robustbench_vit.data import Dataset, load_dataset
 from robustbench_vit.data.dataset import content_ids
+from robustbench_vit.engine.bench import Bench, make_bench
 from robustbench_vit.engine.cascade import Cascade, build_stages
 from robustbench_vit.engine.float32 import ieee_float32
 from robustbench_vit.engine.intake import Declared, Intake, check_samples, intake
-from robustbench_vit.engine.lanes import Bench
-from robustbench_vit.engine.pool import PoolSettings
 from robustbench_vit.engine.search import Search
 from robustbench_vit.engine.stock import Progress
 from robustbench_vit.errors import InputError, ModelError, UnknownNameError
@@ -65,24 +64,6 @@ def run_key(subject: Subject, plan: Plan) -> str:
     return hashlib.sha256(
         canonical({"model": subject.fingerprint, "data": data, "seed": plan.seed, **shared}).encode()
     ).hexdigest()
-
-
-def default_width(pixels: int, device: torch.device) -> int:
-    """Rows at a time: about a million pixel values on a CPU, sixteen times that on an accelerator."""
-    room = 2**20 * (1 if device.type == "cpu" else 16) // max(pixels, 1)
-    return min(max(2 ** (room.bit_length() - 1) if room else 8, 8), 256 if device.type == "cpu" else 1024)
-
-
-def make_bench(
-    model: Any, device: torch.device, width: int | None, plan: Plan, pixels: int, search: Search | None = None
-) -> Bench:
-    """How the engine may use the model; `width` None chooses one."""
-    if width is not None and width < 1:
-        raise InputError(f"width must be at least 1, got {width}")
-    width = width or default_width(pixels, device)
-    # Below a physical batch of 64 a CPU's passes get slower per row; an accelerator wants all its slots filled.
-    speculate_to = min(width, 64) if device.type == "cpu" else width
-    return Bench(model, device, width, PoolSettings(width, speculate_to), plan.seed, plan.draws, search or Search())
 
 
 def examine(subject: Subject, data: Dataset, device: torch.device) -> Intake:
@@ -283,7 +264,8 @@ def evaluate(
     seen = examine(subject, data, where)
     other = None if surrogate is None else examine_surrogate(surrogate, data, where)
     plan = planned(plan, seen, subject, other)
-    bench = make_bench(model, where, width, plan, data.x[0].size, search)
+    with placed(model, where):
+        bench = make_bench(model, torch.from_numpy(data.x[0]), where, width, plan, search)
     with ExitStack() as stack:
         known, keep = Known(), watch or (lambda batch, progress: None)
         if progress:
@@ -297,7 +279,7 @@ def evaluate(
             keep = _both(lambda batch, progress: journal.append(run, [batch]), keep)
         run_plan(plan, subject, data, bench, known, keep, surrogate, judge=reliability)
     threads = torch.get_num_threads()
-    ran = {"device": str(where), "width": bench.pool.width, "threads": threads, "workers": 0, **search.ran}
+    ran = {"device": str(where), "width": bench.width.rows, "threads": threads, "workers": 0, **search.ran}
     return make_record(plan, subject.entry, data, known, seen.findings, ran, adversarials)
 
 

@@ -21,9 +21,11 @@ from benchmarks.speed import models, results
 from robustbench_vit.attacks import build_attack
 from robustbench_vit.attacks.registry import algorithms
 from robustbench_vit.cards import Loaded, open_workspace
-from robustbench_vit.engine.lanes import Bench, Lane, run_lane
+from robustbench_vit.engine.bench import Bench
+from robustbench_vit.engine.lanes import Lane, run_lane
 from robustbench_vit.engine.oracle import frozen
-from robustbench_vit.engine.pool import PoolSettings, Samples
+from robustbench_vit.engine.pool import Samples
+from robustbench_vit.engine.width import Width
 from robustbench_vit.plan import LanePlan
 
 NAME = "memory"
@@ -63,7 +65,7 @@ def work(model_name: str, what: str, rows: int) -> None:
         with torch.no_grad():
             ranking = torch.cat([subject.model(part).argsort(dim=1, descending=True) for part in x.split(8)])
         samples = Samples(tuple(map(str, range(rows))), x, y, ranking)
-        bench = Bench(subject.model, torch.device("cpu"), rows, PoolSettings(rows, rows), 0)
+        bench = Bench(subject.model, torch.device("cpu"), Width(rows, rows, rows), 0)
         for _ in run_lane(lane_of(what, LANES[what]), samples, EPS, bench, {}):
             pass
 

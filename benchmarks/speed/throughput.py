@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,8 +12,7 @@ from torch import Tensor
 from benchmarks.speed import models
 from robustbench_vit.attacks import build_attack
 from robustbench_vit.attacks.registry import algorithms
-from robustbench_vit.cards import AlgorithmCard, Loaded, open_workspace
-from robustbench_vit.cards.workspace import resolved
+from robustbench_vit.cards import Loaded, open_workspace
 from robustbench_vit.engine.lanes import Bench, CountedModel, Lane, run_lane
 from robustbench_vit.engine.oracle import frozen
 from robustbench_vit.engine.pool import PoolSettings, Samples

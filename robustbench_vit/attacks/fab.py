@@ -129,6 +129,12 @@ class FAB:
             distance=torch.where(nearer, distance, state.distance),
         )
 
+    def forget(self, state: FABState) -> FABState:
+        """The rows without the point they hold for the nearest misclassified one; the next one counts as such."""
+        return dataclasses.replace(
+            state, adversarial=state.x0.clone(), distance=torch.full_like(state.distance, torch.inf)
+        )
+
     def _plane(self, state: FABState, oracle: TargetOracle) -> Gradient:
         """z_t - z_y at x and its gradient, for the target t or the class t whose boundary is nearest to first order."""
         if self.target_count > 0:

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -137,6 +137,18 @@ class RowAttack(Protocol[S]):
 
     def best(self, state: S) -> Candidates:
         """What each row would hand in now."""
+        ...
+
+
+@runtime_checkable
+class Forgetting(Protocol[S]):
+    """A row attack that only ever shows the nearest success so far, and so has to forget one that failed its recheck.
+
+    That happens where the search is less precise than the recheck; another success may lie further away.
+    """
+
+    def forget(self, state: S) -> S:
+        """The state of rows whose candidate failed: as if it had not been found."""
         ...
 
 

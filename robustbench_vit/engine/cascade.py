@@ -23,8 +23,8 @@ from robustbench_vit.plan import AttackPlan, Plan
 from robustbench_vit.records.journal import Batch, Known
 from robustbench_vit.records.rows import CleanResult, LaneSpec, credited
 
-NOTE_EVERY = 0.3
-"""Seconds between two stock-takings for the progress bar."""
+NOTE_EVERY, NOTE_COST = 0.3, 0.005
+"""Seconds between two stock-takings for the progress bar, and the share of the time they may take."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Cascade:
         self.known = known
         self._clock = time.perf_counter()
         self.progress: Progress | None = None
-        self._noted = 0.0
+        self._next_note = 0.0
 
     def run(self) -> Generator[Batch, None, None]:
         """What was decided, step by step (batches may be empty); `known` remembers it too."""
@@ -153,8 +153,9 @@ class Cascade:
 
     def _note(self, spec: LaneSpec, running: Sequence[str], eps: float) -> None:
         """Takes stock now and then; it looks at every running sample."""
-        if self._clock - self._noted < NOTE_EVERY:
+        if self._clock < self._next_note:
             return
-        self._noted = self._clock
         states = [credited(spec, eps, sample, self.known.rows)[1] for sample in running]
         self.progress = self._stock.take(broken=states.count(True), survived=states.count(False))
+        took = time.perf_counter() - self._clock
+        self._next_note = self._clock + max(NOTE_EVERY, took / NOTE_COST)

@@ -7,8 +7,7 @@ chunks to somebody else's attack. `fitted` (an artefact fitted on many samples) 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,38 +15,13 @@ from torch import Tensor
 
 from robustbench_vit.attacks.norms import NORMS
 from robustbench_vit.attacks.rows import Access
-from robustbench_vit.engine.oracle import Oracle, unwrap
-from robustbench_vit.engine.pool import Pool, PoolSettings, Samples, image_bytes, turns_of
-from robustbench_vit.engine.search import Ask, Search, asked
+from robustbench_vit.engine.bench import Bench
+from robustbench_vit.engine.oracle import unwrap
+from robustbench_vit.engine.pool import Pool, Samples, image_bytes, turns_of
 from robustbench_vit.engine.verify import Checked, Verifier
 from robustbench_vit.errors import AttackError, InputError
 from robustbench_vit.plan import LanePlan
 from robustbench_vit.records.rows import LaneSpec, RowKey, RowResult
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What every lane works with: the model, and how it may be used. Rechecks ask `model` itself."""
-
-    model: Any
-    device: torch.device
-    largest_batch: int
-    pool: PoolSettings
-    seed: int
-    draws: int = 1  # of a model that answers at random, when a candidate is rechecked
-    search: Search = Search()
-    ask: Ask | None = None  # how attacks ask the model, while `opened`; the model itself otherwise
-
-    @contextmanager
-    def opened(self) -> Iterator[Bench]:
-        """This bench with the model made ready to be asked as `search` says; to be opened once for all lanes."""
-        with asked(self.model, self.search, self.device) as ask:
-            yield replace(self, ask=ask)
-
-    @property
-    def searched(self) -> Any:
-        """What attacks ask."""
-        return self.model if self.ask is None else self.ask
 
 
 @dataclass(frozen=True)
@@ -95,7 +69,7 @@ def run_lane(
 def _rows(
     lane: Lane, samples: Samples, eps: float, bench: Bench, known: Mapping[RowKey, RowResult]
 ) -> Iterator[Retired]:
-    oracle = Oracle(bench.searched, bench.device, bench.largest_batch)
+    oracle = bench.oracle()
     pool = Pool(
         lane.attack,
         lane.plan.loaded.card.algorithm,

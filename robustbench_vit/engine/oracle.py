@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -18,13 +19,13 @@ SMALLEST = 8
 """No physical batch is smaller: below that, matrix products take other paths and round differently."""
 
 
-def ladder(device: torch.device, largest: int) -> list[int]:
+def ladder(device: torch.device, largest: int, few_shapes: bool = False) -> list[int]:
     """Physical batch sizes, ascending; few fixed shapes, so that a row's result doesn't depend on its neighbours.
 
-    Powers of two on an accelerator, where a shape may cost a compilation. On a CPU shapes are cheap and an additional
-    call is not, so every multiple of eight.
+    Powers of two on an accelerator and for compiled models, where a shape may cost a compilation. Else shapes are cheap
+    on a CPU and an additional call is not, so every multiple of eight.
     """
-    if device.type == "cpu":
+    if device.type == "cpu" and not few_shapes:
         return list(range(SMALLEST, max(largest, SMALLEST) + 1, SMALLEST))
     return [2**k for k in range(3, 20) if 2**k <= max(largest, SMALLEST)]
 
@@ -74,19 +75,6 @@ def frozen(model: Any) -> Iterator[None]:
             p.requires_grad_(flag)
 
 
-@contextmanager
-def ieee_float32() -> Iterator[None]:
-    """While open, float32 means float32: no TF32 in matrix products or convolutions."""
-    matmul, conv = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    try:
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = matmul
-        torch.backends.cudnn.allow_tf32 = conv
-
-
 @dataclass
 class Passes:
     """Model passes per row since counting began, and those spent on padding."""
@@ -99,10 +87,19 @@ class Passes:
 class Oracle:
     """A model with its device and its physical batch; hands out views of a declared access."""
 
-    def __init__(self, model: Any, device: torch.device | str = "cpu", largest: int = 256) -> None:
+    def __init__(
+        self,
+        model: Any,
+        device: torch.device | str = "cpu",
+        largest: int = 256,
+        largest_forward: int | None = None,
+        few_shapes: bool = False,
+    ) -> None:
+        """`largest` is the physical batch of gradients; without one more images fit, `largest_forward` of them."""
         self._model = model
         self.device = torch.device(device)
-        self._sizes = ladder(self.device, largest)
+        self._gradients = ladder(self.device, largest, few_shapes)
+        self._forwards = ladder(self.device, largest_forward or largest, few_shapes)
         self.work = 0  # forward equivalents asked for so far, a backward counting two; for progress bars
         self.passes = Passes(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
 
@@ -113,7 +110,7 @@ class Oracle:
 
     def computed(self, rows: int) -> int:
         """How many images the model sees when it is asked about so many rows, padding included."""
-        return sum(physical for _, physical in pieces(rows, self._sizes))
+        return sum(physical for _, physical in pieces(rows, self._forwards))
 
     def whole(self, rows: int) -> int:
         """The largest number up to `rows` that fills physical batches; `rows` itself when they fill none."""
@@ -130,7 +127,7 @@ class Oracle:
     def logits(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """(m, classes) without a gradient; one forward pass counted for each row."""
         with torch.no_grad():
-            outputs = self._in_pieces(len(x), lambda at, physical: self._logits(x[at], physical))
+            outputs = self._in_pieces(len(x), self._forwards, lambda at, physical: self._logits(x[at], physical))
         self._add(self.passes.forwards, rows, len(x))
         self.work += len(x)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
@@ -140,24 +137,24 @@ class Oracle:
         self.passes.padding += physical - len(x)
         return answer
 
-    def _in_pieces(self, rows: int, ask: Callable[[slice, int], A]) -> list[A]:
+    def _in_pieces(self, rows: int, sizes: list[int], ask: Callable[[slice, int], A]) -> list[A]:
         """The answers of `ask` piece by piece; where memory runs out, in smaller pieces from there on."""
         answers, begin = [], 0
         while begin < rows:
-            size, physical = pieces(rows - begin, self._sizes)[0]
+            size, physical = pieces(rows - begin, sizes)[0]
             try:
                 answers.append(ask(slice(begin, begin + size), physical))
             except (RuntimeError, MemoryError) as error:
-                self._shrink(error, physical)
+                self._shrink(sizes, physical, error)
                 continue
             begin += size
         return answers
 
-    def _shrink(self, error: RuntimeError | MemoryError, physical: int) -> None:
-        """Halves the physical batch after an error that means too little memory; other errors go on their way."""
-        if not out_of_memory(error) or physical <= self._sizes[0]:
+    def _shrink(self, sizes: list[int], physical: int, error: RuntimeError | MemoryError) -> None:
+        """Leaves out sizes above half of `physical` after there was too little memory; other errors go on their way."""
+        if not out_of_memory(error) or physical <= sizes[0]:
             raise error
-        self._sizes = [size for size in self._sizes if size <= max(physical // 2, self._sizes[0])]
+        sizes[:] = [size for size in sizes if size <= max(physical // 2, sizes[0])]
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -174,7 +171,8 @@ class Oracle:
         return answer if draws == 1 else Gradient(answer.logits, answer.value, total / draws)
 
     def _one_draw(self, x: Tensor, objective: Objective, rows: Tensor | None) -> Gradient:
-        answers = self._in_pieces(len(x), lambda at, physical: self._gradient(x[at], physical, objective, at))
+        ask = partial(self._gradient, x, objective)
+        answers = self._in_pieces(len(x), self._gradients, ask)
         self._add(self.passes.forwards, rows, len(x))
         self._add(self.passes.backwards, rows, len(x))
         self.work += 3 * len(x)
@@ -186,10 +184,9 @@ class Oracle:
             torch.cat([a.grad for a in answers]),
         )
 
-    def _gradient(self, x: Tensor, physical: int, objective: Objective, at: slice) -> Gradient:
-        size = len(x)
-        which = torch.arange(at.start, at.stop, device=x.device)
-        x = _padded(x.detach(), physical).requires_grad_()
+    def _gradient(self, x: Tensor, objective: Objective, at: slice, physical: int) -> Gradient:
+        size, which = at.stop - at.start, torch.arange(at.start, at.stop, device=x.device)
+        x = _padded(x[at].detach(), physical).requires_grad_()
         with torch.enable_grad():
             logits = unwrap(self._model(x))[:size]
             value = objective(logits, which)

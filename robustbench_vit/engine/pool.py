@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from robustbench_vit.attacks.noise import Noise, row_key
-from robustbench_vit.attacks.rows import Oracles, RowAttack, Start
+from robustbench_vit.attacks.rows import Forgetting, Oracles, RowAttack, Start
 from robustbench_vit.engine.oracle import SMALLEST, Oracle, out_of_memory
 from robustbench_vit.engine.running import Running, Slot
 from robustbench_vit.engine.turns import Turns
@@ -308,7 +308,10 @@ class Pool:
             results.append(self._result(slot, shown, forwards[i], backwards[i]))
         self.wasted += sum(forwards[i] + backwards[i] for i, slot in enumerate(rows.slots) if slot in cancelled)
         if going_on := [i for i in again if rows.slots[i] not in cancelled]:
-            self._parked.append(rows.take(going_on))
+            rows = rows.take(going_on)
+            if isinstance(self._attack, Forgetting):
+                rows.state = self._attack.forget(rows.state)
+            self._parked.append(rows)
         if cancelled:
             self._cancel(cancelled)
         return results

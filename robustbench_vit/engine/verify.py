@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from robustbench_vit.attacks.norms import Norm
-from robustbench_vit.engine.oracle import ieee_float32, unwrap
+from robustbench_vit.engine.float32 import ieee_float32
+from robustbench_vit.engine.oracle import unwrap
 from robustbench_vit.plan import VERIFICATION
 
 BATCH = int(VERIFICATION["physical_batch"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,27 @@ BUSY = {"cpu": (2**20, 256), "cuda": (2**24, 1024)}
 its cache: with more, the attacks' own arithmetic waits for memory."""
 
 
-def automatic_width(model: Any, image: Tensor, device: torch.device, processes: int = 1) -> int:
-    """Rows at a time for images like `image` (c, h, w), a power of two, at least eight.
+@dataclass(frozen=True)
+class Width:
+    """How many rows run at a time, and how many images are in a physical batch with and without a gradient."""
 
-    `processes` share the device. Raises OutOfMemoryError when there is no memory for eight images.
+    rows: int
+    gradients: int
+    forwards: int
+
+
+def automatic_width(model: Any, image: Tensor, device: torch.device, processes: int = 1) -> Width:
+    """What suits images like `image` (c, h, w): powers of two, at least eight. `processes` share the device.
+
+    Passes that keep nothing for the way back get batches up to four times as large. Raises OutOfMemoryError when there
+    is no memory for eight images.
     """
     pixels, most = BUSY.get(device.type, BUSY["cuda"])
-    busy = min(pixels // max(image.numel(), 1), most)
-    each = bytes_per_image(model, image, device) + STATE_IMAGES * image.numel() * image.element_size()
-    fits = int(USABLE * free_bytes(device) / processes / each)
-    return max(_power_of_two(min(busy, fits)), SMALLEST)
+    each, state = bytes_per_image(model, image, device), STATE_IMAGES * image.numel() * image.element_size()
+    room = int(USABLE * free_bytes(device) / processes)
+    rows = max(_power_of_two(min(pixels // max(image.numel(), 1), most, room // (state + each // 4))), SMALLEST)
+    gradients = max(_power_of_two(min(rows, (room - rows * state) // each)), SMALLEST)
+    return Width(rows, gradients, min(rows, 4 * gradients))
 
 
 def _power_of_two(n: int) -> int:
@@ -45,7 +57,8 @@ def bytes_per_image(model: Any, image: Tensor, device: torch.device) -> int:
     """
     x = image.to(device).expand(SMALLEST, *image.shape).contiguous()
     try:
-        with frozen(model):
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices), frozen(model):  # a model may draw
             total = _peak(model, x) if device.type == "cuda" else _kept(model, x)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):

@@ -9,11 +9,14 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from robustbench_vit.cards import BoardCard, Entry, Loaded, Workspace
 from robustbench_vit.cards.schema import Precision
+from robustbench_vit.engine.bench import make_bench
 from robustbench_vit.engine.search import Search
 from robustbench_vit.errors import InputError, RobustbenchError, StorageError
-from robustbench_vit.evaluation import Watcher, make_bench, run_plan
+from robustbench_vit.evaluation import Watcher, run_plan
 from robustbench_vit.plan import Plan
 from robustbench_vit.progress import Bars
 from robustbench_vit.recording import complete, make_record
@@ -21,7 +24,7 @@ from robustbench_vit.records import Record
 from robustbench_vit.records.journal import Journal, Known, open_journal
 from robustbench_vit.running.entries import Prepared, board_plan, chosen, entry_subject, prepare, surrogate_model
 from robustbench_vit.running.workers import Message, Task, run_tasks
-from robustbench_vit.subject import find_device
+from robustbench_vit.subject import find_device, placed
 
 SPARE_BYTES = 16 * 2**20
 """Free space a run needs beyond its images."""
@@ -129,7 +132,8 @@ class _Session:
         for entry in entries:
             if entry not in left:
                 self._record(by_name[entry.name])
-        tasks = run_tasks([self._task(entry, by_name[entry.name].plan) for entry in left], self._workers(len(left)))
+        workers = self._workers(len(left))
+        tasks = run_tasks([self._task(entry, by_name[entry.name].plan, workers) for entry in left], workers)
         try:
             with closing(tasks):  # an error here must end the workers
                 for message in tasks:
@@ -144,9 +148,9 @@ class _Session:
         default = (os.cpu_count() or 1) if self._options.device.startswith("cpu") else 1
         return max(1, min(self._options.workers or default, tasks))
 
-    def _task(self, entry: Entry, plan: Plan) -> Task:
+    def _task(self, entry: Entry, plan: Plan, workers: int) -> Task:
         known = self._known[entry.name]
-        return Task(entry.name, EntryWork(self._board, self._workspace, entry, plan, self._options, known))
+        return Task(entry.name, EntryWork(self._board, self._workspace, entry, plan, self._options, known, workers))
 
     def _take(self, message: Message, prepared: Mapping[str, Prepared]) -> None:
         """Journals what a worker sent, shows it, and records a finished entry."""
@@ -169,9 +173,7 @@ class _Session:
     def _record(self, item: Prepared) -> None:
         ran = {
             "device": self._options.device,
-            "width": make_bench(
-                None, find_device(self._options.device, None), self._options.width, item.plan, item.data.x[0].size
-            ).pool.width,
+            "width": self._options.width or "automatic",
             "workers": self._workers(len(self._numbers)),
             "threads": 1,
             **self._options.search(self._board).ran,
@@ -206,13 +208,16 @@ class EntryWork:
     plan: Plan
     options: RunOptions
     known: Known
+    processes: int  # that share the machine
 
     def __call__(self, send: Watcher) -> None:
         _, data = board_plan(self.board, self.workspace, self.options.n, self.options.smoke)
         subject = entry_subject(self.board, self.entry, self.workspace)
         device = find_device(self.options.device, subject.model)
         search = self.options.search(self.board)
-        bench = make_bench(subject.model, device, self.options.width, self.plan, data.x[0].size, search)
+        image = torch.from_numpy(data.x[0])
+        with placed(subject.model, device):
+            bench = make_bench(subject.model, image, device, self.options.width, self.plan, search, self.processes)
         surrogate = surrogate_model(self.board, self.entry, self.workspace)
         run_plan(self.plan, subject, data, bench, self.known, send, surrogate)
 

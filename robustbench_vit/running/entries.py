@@ -86,7 +86,7 @@ def board_plan(
     data = data.first(n)
     versions = algorithm_versions(workspace, card.attacks, card.norm, board.shown)
     plan = make_plan(workspace, card.attacks, card.norm, card.eps, data, card.seed, versions, board.shown, smoke)
-    return plan, data
+    return plan.in_precision(card.precision[0]), data
 
 
 def chosen(board: Loaded[BoardCard], names: Sequence[str]) -> list[Entry]:

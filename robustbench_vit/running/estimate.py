@@ -11,10 +11,11 @@ from torch import Tensor
 from robustbench_vit.attacks.rows import Cost
 from robustbench_vit.cards import BoardCard, Loaded, Workspace
 from robustbench_vit.cards.numbers import show_number
+from robustbench_vit.engine.bench import make_bench
 from robustbench_vit.engine.cascade import Stage, build_stages
 from robustbench_vit.engine.oracle import frozen, unwrap
 from robustbench_vit.engine.search import Search
-from robustbench_vit.evaluation import make_bench
+from robustbench_vit.engine.width import bytes_per_image
 from robustbench_vit.plan import Plan
 from robustbench_vit.running.board import RunOptions, run_folder
 from robustbench_vit.running.entries import board_plan, chosen, prepare
@@ -44,14 +45,17 @@ def estimate_board(board: Loaded[BoardCard], workspace: Workspace, options: RunO
     yield f"a robust sample costs at most {cost.forwards:,} forward and {cost.backwards:,} backward passes"
     yield ""
     for entry, prepared in zip(entries, checked, strict=True):
-        bench = make_bench(prepared.subject.model, device, options.width, prepared.plan, data.x[0].size, search)
-        x = torch.from_numpy(data.x[:1]).to(device).expand(bench.pool.width, *data.x.shape[1:]).contiguous()
-        with placed(bench.model, device), frozen(bench.model), bench.opened() as opened:
-            forward, backward, memory = _measure(opened.searched, x)
+        image, model = torch.from_numpy(data.x[0]), prepared.subject.model
+        with placed(model, device), frozen(model):
+            bench = make_bench(model, image, device, options.width, prepared.plan, search)
+            memory = bench.width.gradients * bytes_per_image(model, image, device)
+            x = image.to(device).expand(bench.width.gradients, *image.shape).contiguous()
+            with bench.opened() as opened:
+                forward, backward = _measure(opened.searched, x)
         seconds = len(data) * (cost.forwards * forward + cost.backwards * backward) / len(x)
         parameters = prepared.subject.entry["parameters"]
         yield (
-            f"{entry.name}: {entry.model} + {entry.defense}, {parameters:,} parameters, width {len(x)},"
+            f"{entry.name}: {entry.model} + {entry.defense}, {parameters:,} parameters, width {bench.width.rows},"
             f" {memory / 2**20:,.0f} MiB of activations, at most {_duration(seconds)} on {device}, one thread"
         )
 
@@ -71,8 +75,8 @@ def _total(stages: list[Stage], classes: int, plan: Plan) -> Cost:
     return Cost(1 + budgets * sum(c.forwards for c in costs), budgets * sum(c.backwards for c in costs))
 
 
-def _measure(model: Callable[[Tensor], Tensor], x: Tensor) -> tuple[float, float, int]:
-    """Seconds of a forward and of a backward pass of the whole batch on one thread, and bytes kept for the latter."""
+def _measure(model: Callable[[Tensor], Tensor], x: Tensor) -> tuple[float, float]:
+    """Seconds of a forward and of a backward pass of the whole batch on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -80,21 +84,7 @@ def _measure(model: Callable[[Tensor], Tensor], x: Tensor) -> tuple[float, float
         both = _timed(lambda: _gradient(model, x), x)
     finally:
         torch.set_num_threads(threads)
-    return forward, max(both - forward, 0.0), _kept(model, x)
-
-
-def _kept(model: Callable[[Tensor], Tensor], x: Tensor) -> int:
-    """Bytes of the tensors that a forward pass keeps for its backward pass."""
-    storages: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        _gradient(model, x)
-    return sum(storages.values())
+    return forward, max(both - forward, 0.0)
 
 
 def _forward(model: Callable[[Tensor], Tensor], x: Tensor) -> None:

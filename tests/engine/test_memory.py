@@ -121,19 +121,25 @@ def test_the_width_follows_the_free_memory(model, monkeypatch):
     # GELU keeps its 6×6×5 inputs, the last layer its 180 inputs as part of its weights only; and x itself.
     assert 4 * (180 + 30) <= each <= 4 * (2 * 180 + 3 * 30)
     needed = each + 16 * 30 * 4
-    for free, rows in ((2 * 40 * needed, 32), (2 * 64 * needed, 64), (10**12, 256), (0, 8)):
+    for free, expected in (
+        (2 * 64 * needed, width.Width(64, 64, 64)),
+        (2 * 64 * needed - 2, width.Width(64, 32, 64)),
+        (2 * 64 * (needed - each // 2), width.Width(64, 32, 64)),
+        (10**12, width.Width(256, 256, 256)),
+        (0, width.Width(8, 8, 8)),
+    ):
         monkeypatch.setattr(width, "free_bytes", lambda device, free=free: free)
-        assert width.automatic_width(model, image, CPU) == rows
+        assert width.automatic_width(model, image, CPU) == expected
     monkeypatch.setattr(width, "free_bytes", lambda device: 2 * 64 * needed)
-    assert width.automatic_width(model, image, CPU, processes=2) == 32
-    assert width.automatic_width(lambda x: torch.zeros(len(x), 2), image, CPU) >= 8, "a model without a gradient"
+    assert width.automatic_width(model, image, CPU, processes=2) == width.Width(32, 32, 32)
+    assert width.automatic_width(lambda x: torch.zeros(len(x), 2), image, CPU).rows >= 8, "a model without a gradient"
 
 
 def test_large_images_run_eight_at_a_time_on_a_cpu(monkeypatch):
     monkeypatch.setattr(width, "free_bytes", lambda device: 10**12)
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    assert width.automatic_width(model, torch.rand(3, 224, 224), CPU) == 8
-    assert width.automatic_width(model, torch.rand(3, 32, 32), CPU) == 256
+    assert width.automatic_width(model, torch.rand(3, 224, 224), CPU).rows == 8
+    assert width.automatic_width(model, torch.rand(3, 32, 32), CPU).rows == 256
 
 
 def test_no_memory_for_eight_images_is_said_before_any_work():

@@ -29,6 +29,8 @@ PAGES = [
     "docs/checks.md",
     "docs/ground-truth.md",
     "docs/parity.md",
+    "docs/performance.md",
+    "docs/precision.md",
     "docs/retraining.md",
     "docs/reliability.md",
     "docs/verify.md",

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustbench_vit.engine.oracle import frozen, ieee_float32, unwrap
+from robustbench_vit.engine.float32 import ieee_float32
+from robustbench_vit.engine.oracle import frozen, unwrap
 
 PROBE = 16
 """Images in a batch that looks at behaviour; always full, so that matrix products take one path for all of them."""
