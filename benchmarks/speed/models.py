@@ -48,14 +48,19 @@ def load(name: str, n: int) -> Subject:
     return Subject(name, *load_entry(name, n))
 
 
-def right(subject: Subject, n: int) -> tuple[Tensor, Tensor]:
-    """n images (n, c, h, w) that the model classifies right, with their labels; repeated when there are fewer."""
+def right_at(subject: Subject) -> Tensor:
+    """int64: the positions of the samples that the model classifies right."""
     x, y = torch.from_numpy(subject.data.x), torch.from_numpy(subject.data.y)
     with torch.no_grad():
         answers = torch.cat([subject.model(part).argmax(1) for part in x.split(64)])
-    kept = (answers == y).nonzero().flatten()
+    return (answers == y).nonzero().flatten()
+
+
+def right(subject: Subject, n: int) -> tuple[Tensor, Tensor]:
+    """n images (n, c, h, w) that the model classifies right, with their labels; repeated when there are fewer."""
+    kept = right_at(subject)
     at = kept.repeat(-(-n // len(kept)))[:n]
-    return x[at], y[at]
+    return torch.from_numpy(subject.data.x)[at], torch.from_numpy(subject.data.y)[at]
 
 
 def _random(name: str, n: int) -> tuple[nn.Module, Dataset]:

@@ -76,11 +76,16 @@ class TargetOracle(Protocol):
     `rows` numbers the rows that `x` belongs to (default: all, in order); queries are counted for them. `draws` > 1
     averages the gradient over that many draws of a random model; logits and value are those of the last one.
 
-    `whole` says how many of n images fill physical batches, so that nothing is padded; an attack whose rows may wait
-    for a step asks about so many.
+    Batches have few sizes, and others are padded. `computed` says how many images the model sees for n; `whole` how
+    many of n fill such batches, for attacks whose rows may wait for a step. Questions asked in the place of padding,
+    whose answers turn out not to count, are taken off the rows' passes by `discard`.
     """
 
     def whole(self, n: int) -> int: ...
+
+    def computed(self, n: int) -> int: ...
+
+    def discard(self, rows: Tensor) -> None: ...
 
     def decisions(self, x: Tensor, rows: Tensor | None = None) -> Tensor: ...
 

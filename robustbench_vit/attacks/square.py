@@ -24,8 +24,9 @@ START, TILE_TURNS, WINDOW = 0, 1, 2  # noise streams
 SHARE_HALVES_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries; not rescaled to the budget
 DRAWS_AHEAD = 64
 """Queries whose draws are made in one go; they don't depend on the image."""
-LOOK_AHEAD = 4
-"""At most so many of a row's next proposals are looked at in one step, to skip those that change nothing."""
+LOOK_AHEAD, FURTHEST = 4, 16
+"""At most so many of a row's next proposals are looked at in one step, to skip those that change nothing: when rows
+are many, and when they are few."""
 L1_MARGIN = 1e-6
 """By so much, relative to eps, images in l1 stay inside the ball (the reference's)."""
 
@@ -96,6 +97,8 @@ class Square:
     def step(self, state: SquareState, oracles: Oracles, noise: Noise) -> SquareState:
         """One query of every row that has a proposal worth asking about."""
         state = self._drawn(state, noise)
+        if (each := oracles.target.computed(len(state.x)) // len(state.x)) > 1:
+            return self._several(state, oracles, each)
         x, asked, rows = self._proposals(state)
         if len(rows) == 0:
             return dataclasses.replace(state, asked=asked)
@@ -113,9 +116,39 @@ class Square:
             found=_put(state.found, rows, _of(state.found, rows) | wrong),
         )
 
+    def _several(self, state: SquareState, oracles: Oracles, each: int) -> SquareState:
+        """The state after up to `each` queries of every row at once, for rows so few that they would be padded.
+
+        All are made from the present point, so those after the first that raises the margin don't count: that is what
+        one query after another would have come to, and most don't raise it.
+        """
+        proposals, worth, is_start = self._looked_at(state, 2 * each)
+        nth = worth.cumsum(1)
+        limit = torch.where(is_start, 1, each).unsqueeze(1)
+        rows, place = (worth & (nth <= limit)).nonzero().unbind(1)
+        nothing = torch.full_like(state.asked, proposals.shape[1])
+        asked = torch.where(nth[:, -1] < limit[:, 0], nothing, (nth < limit).sum(1) + 1)
+        if len(rows) == 0:
+            return dataclasses.replace(state, asked=(state.asked + asked).clamp_max(self.queries + 1))
+        x, y = proposals[rows, place], state.y[rows]
+        logits = oracles.target.scores(x, rows)
+        loss, wrong = margin(logits, y, y), logits.argmax(1) != y
+        better = (loss > state.loss[rows]) | wrong
+        first = nothing.scatter_reduce(0, rows[better], place[better], "amin")  # the proposal that a row adopts
+        used, adopted = place <= first[rows], better & (place == first[rows])
+        oracles.target.discard(rows[~used])
+        at, adopts = rows[adopted], first < proposals.shape[1]
+        return dataclasses.replace(
+            state,
+            x=state.x.index_copy(0, at, x[adopted]),
+            loss=state.loss.index_copy(0, at, loss[adopted]),
+            asked=(state.asked + torch.where(adopts, first + 1, asked)).clamp_max(self.queries + 1),
+            found=state.found.index_copy(0, at, state.found[at] | wrong[adopted]),
+        )
+
     def _drawn(self, state: SquareState, noise: Noise) -> SquareState:
-        """The state with draws for at least the next LOOK_AHEAD proposals of every row."""
-        if bool((state.asked + LOOK_AHEAD <= state.draws_from + DRAWS_AHEAD).all()):
+        """The state with draws for at least the next FURTHEST proposals of every row."""
+        if bool((state.asked + FURTHEST <= state.draws_from + DRAWS_AHEAD).all()):
             return state
         draws = noise.uniform_ahead((state.draws.shape[2],), WINDOW, state.asked, DRAWS_AHEAD)
         return dataclasses.replace(state, draws=draws, draws_from=state.asked)
@@ -123,20 +156,26 @@ class Square:
     def _proposals(self, state: SquareState) -> tuple[Tensor, Tensor, Tensor]:
         """Images worth a query (m, c, h, w), the count of decided proposals (row,), and whose they are (m,)."""
         rows, ahead = len(state.x), self._ahead(state.x[0].numel())
-        query = state.asked.unsqueeze(1) + torch.arange(ahead, device=state.x.device)  # (row, ahead)
-        draws = state.draws.gather(1, self._positions(state, query))
-        proposals = self._proposed(state, query - 1, draws)
-
-        is_start = query[:, 0] == 0
-        worth = (proposals != state.x.unsqueeze(1)).flatten(2).any(2) & (query > 0) & (query <= self.queries)
-        worth[:, 0] |= is_start
+        proposals, worth, is_start = self._looked_at(state, ahead)
         asks = worth.any(1)
         first = worth.int().argmax(1)
         x = proposals[:, 0] if ahead == 1 else proposals[torch.arange(rows, device=state.x.device), first]
-        x = pick(is_start, state.x, x)
         decided = torch.where(is_start, 1, torch.where(asks, first + 1, ahead))
         which = asks.nonzero().flatten()
         return _of(x, which), (state.asked + decided).clamp_max(self.queries + 1), which
+
+    def _looked_at(self, state: SquareState, ahead: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The next images to ask about (row, ahead, c, h, w), whether that is worth a query, and whether they start.
+
+        A row that starts asks about its start first.
+        """
+        query = state.asked.unsqueeze(1) + torch.arange(ahead, device=state.x.device)  # (row, ahead)
+        proposals = self._proposed(state, query - 1, state.draws.gather(1, self._positions(state, query)))
+        is_start = query[:, 0] == 0
+        worth = (proposals != state.x.unsqueeze(1)).flatten(2).any(2) & (query > 0) & (query <= self.queries)
+        worth[:, 0] |= is_start
+        proposals[:, 0] = pick(is_start, state.x, proposals[:, 0])
+        return proposals, worth, is_start
 
     def _ahead(self, values: int) -> int:
         """Proposals per row and step: one where images are large, or where nearly every proposal changes something."""

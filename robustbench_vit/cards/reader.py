@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -47,6 +49,12 @@ def read_mapping(path: Path, shown: str) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CardError(f"{shown}: cannot be read: {error}") from error
+    return copy.deepcopy(_parsed(text, shown))
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str, shown: str) -> dict[str, Any]:
+    """The fields in a card's text; a plan asks for the same cards again and again."""
     try:
         value = yaml.load(text, Loader=_CardLoader)  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as error:

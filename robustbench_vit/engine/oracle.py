@@ -108,6 +108,11 @@ class Oracle:
         zeros = torch.zeros(rows, dtype=torch.int64, device=self.device)
         self.passes = Passes(zeros, zeros.clone())
 
+    def discard(self, rows: Tensor) -> None:
+        """Counts an answer to each of these rows (int64) as padding: it stood where padding would have been."""
+        self.passes.forwards.index_add_(0, rows, -torch.ones_like(rows))
+        self.passes.padding += len(rows)
+
     def computed(self, rows: int) -> int:
         """How many images the model sees when it is asked about so many rows, padding included."""
         return sum(physical for _, physical in pieces(rows, self._forwards))
@@ -217,6 +222,10 @@ class Decisions:
         """How many of n images fill physical batches."""
         return self.__oracle.whole(n)
 
+    def computed(self, n: int) -> int:
+        """How many images the model sees when it is asked about n, padding included."""
+        return self.__oracle.computed(n)
+
     def decisions(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """int64 (m,): the class of each image."""
         return self.__oracle.logits(x, rows).argmax(1)
@@ -232,6 +241,10 @@ class Scores(Decisions):
     def scores(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """(m, classes): the logits of each image."""
         return self.__oracle.logits(x, rows)
+
+    def discard(self, rows: Tensor) -> None:
+        """Counts an answer to each of these rows as padding, which it took the place of."""
+        self.__oracle.discard(rows)
 
 
 class Gradients(Scores):

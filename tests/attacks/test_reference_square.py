@@ -92,6 +92,8 @@ class Recording:
     def whole(self, n: int) -> int:
         return n
 
+    computed = whole
+
     def scores(self, x: Tensor, rows: Tensor) -> Tensor:
         self.seen.append(x)
         return self._net(x).detach()

@@ -133,9 +133,9 @@ def test_objectives_see_the_rows_of_their_piece(model, samples):
 def test_views_have_nothing_beyond_their_access(model):
     oracle = Oracle(model)
     public = {a: {n for n in dir(oracle.view(a)) if not n.startswith("_")} for a in Access}
-    assert public[Access.DECISIONS] == {"decisions", "whole"}
-    assert public[Access.SCORES] == {"decisions", "whole", "scores"}
-    assert public[Access.GRADIENT] == {"decisions", "whole", "scores", "gradient"}
+    assert public[Access.DECISIONS] == {"decisions", "whole", "computed"}
+    assert public[Access.SCORES] == {"decisions", "whole", "computed", "scores", "discard"}
+    assert public[Access.GRADIENT] == {"decisions", "whole", "computed", "scores", "discard", "gradient"}
     assert public[Access.GRADIENT] <= public[Access.INTERNALS]
 
 
