@@ -34,6 +34,7 @@ evidence: .venv/test.stamp
 
 peers: .venv-peers/stamp
 	.venv-peers/bin/python -m benchmarks.parity --side torchattacks
+	.venv-peers/bin/python -m benchmarks peers
 
 format: .venv/test.stamp
 	$(BIN)/ruff check --fix .

@@ -12,7 +12,6 @@ from benchmarks.speed import models
 from robustbench_vit.attacks import build_attack
 from robustbench_vit.cards import open_workspace
 
-NAME = "autoattack"
 NORM = "linf"
 ROUNDS = 3
 CLASSES = 10
@@ -81,13 +80,13 @@ def section(found: list[dict[str, Any]]) -> list[str]:
     return [
         "## AutoAttack beside the authors'",
         "",
-        f"`autoattack` in {NORM}, both sides in turn in one process, {ROUNDS} seeds, on the first n samples. Ratios are",
-        "the authors' over ours: above 1 we need less. A backward pass counts as two forwards. Ours include intake,",
-        "padding, cancelled rows and rechecks. The floor is what robust samples cost that run every lane, and broken",
+        f"`autoattack` in {NORM}, both sides in turn in one process, {ROUNDS} seeds, on the first n samples. Ratios",
+        "are the authors' over ours: above 1 we need less. A backward pass counts as two forwards. Ours include",
+        "intake, padding, cancelled rows and rechecks. The floor is what robust samples cost that run every lane, and broken",
         "ones that fall in the first step and are checked; above 100 % we are below it, because proposals of Square",
         "that change nothing cost no query.",
         "",
-        "| model | eps | n | robust, % | authors' passes | ours | passes ratio | floor / ours, % | time ratio (range) |",
+        "| model | eps | n | robust, % | authors' passes | ours | ratio | floor / ours, % | time ratio (range) |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
         *[_line(one) for one in found],
         "",

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.speed import models, results
+from benchmarks.speed import models
 from robustbench_vit.attacks import build_attack
 from robustbench_vit.attacks.registry import algorithms
 from robustbench_vit.cards import Loaded, open_workspace
@@ -28,7 +28,6 @@ from robustbench_vit.engine.pool import Samples
 from robustbench_vit.engine.width import Width
 from robustbench_vit.plan import LanePlan
 
-NAME = "memory"
 MODELS = ("vit-tiny-224", "resnet18-cifar")
 JUDGED = "vit-tiny-224"
 """The goal is one for 224×224; smaller images drown in activations and are shown only."""
@@ -114,7 +113,6 @@ def measure(quick: bool) -> dict[str, Any]:
             peaks[what] = {rows: measured(name, what, rows) for rows in (ROWS[:2] if quick else ROWS)}
             print(name, what, f"{slope(peaks[what]) / 2**20:.2f} MiB per row", flush=True)
         found[name] = {"image": models.load(name, 1).data.x.nbytes, "peaks": peaks}
-    results.keep(NAME, found)
     return found
 
 

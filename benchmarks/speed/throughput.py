@@ -17,7 +17,6 @@ from robustbench_vit.engine.oracle import frozen
 from robustbench_vit.engine.pool import Samples
 from robustbench_vit.engine.width import Width, automatic_width
 
-NAME = "throughput"
 CARDS = ("apgd-ce", "apgd-t", "fab-t", "square")
 NORMS = ("linf", "l2", "l1")
 MODELS = ("cnn-standard", "cnn-pgd-at", "vit-standard", "vit-pgd-at", *models.RANDOM)

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.speed import results
 from robustbench_vit.cards import open_workspace
 from robustbench_vit.data import Dataset, load_dataset
 from robustbench_vit.defenses.losses import PGDAdversarialTraining
@@ -24,7 +23,6 @@ from robustbench_vit.defenses.train import Trainer
 from robustbench_vit.defenses.weight_average import WeightAverage
 from robustbench_vit.models.build import build_model
 
-NAME = "training"
 CASES = (
     ("digits_vit", "pgd-at"),
     ("digits_cnn", "pgd-at"),
@@ -150,7 +148,6 @@ def measure(quick: bool) -> dict[str, Any]:
     for model, defense in CASES:
         found[f"{model}/{defense}"] = one = compare(model, defense, 3 if quick else ROUNDS)
         print(model, defense, f"{statistics.median(one['shares']):.3f}", flush=True)
-    results.keep(NAME, found)
     return found
 
 
@@ -159,7 +156,8 @@ def compare(model: str, defense: str, rounds: int) -> dict[str, Any]:
     mine, theirs = case(model, defense), case(model, defense)
     trainer = Trainer(mine.recipe, mine.model, mine.data, 0, torch.device("cpu"))
     other = RawCalls(theirs) if theirs.recipe.attack else Bare(theirs)
-    _seconds(lambda: trainer.run_epoch(None)), _seconds(other.run_epoch)  # warms up
+    trainer.run_epoch(None)  # warms up
+    other.run_epoch()
     pairs = [(_seconds(lambda: trainer.run_epoch(None)), _seconds(other.run_epoch)) for _ in range(rounds)]
     step = statistics.median(ours for ours, _ in pairs) / mine.steps
     with tempfile.TemporaryDirectory() as folder:
