@@ -1,8 +1,8 @@
 # make leaderboard   evaluates the embedded board afresh and prints its table
 # make test          lint, types and tests
-# make bench         side-by-side measurements
+# make bench         side-by-side measurements of speed, for docs/performance.md
 # make evidence      long runs behind the claims of the README
-# make peers         the same for torchattacks, in an environment of its own, .venv-peers
+# make peers         what needs torchattacks, foolbox and ART, in an environment of their own, .venv-peers
 # make format        formats the code
 # make clean         removes .venv and everything generated that git ignores, runs/ excepted
 #

@@ -96,7 +96,7 @@ def section(found: dict[str, Any]) -> list[str]:
         "## Precision and compilation",
         "",
         f"Whole evaluations by `autoattack`, {NORM}, one seed, successes rechecked in IEEE float32. The time ratio is",
-        "that of fp32 over the setting: above 1 the setting is faster. 'differ' counts verdicts that are not those of fp32.",
+        "that of fp32 over the setting: above 1 the setting is faster. 'differ' counts verdicts that are not fp32's.",
         "",
         "| model | setting | n | robust | differ | time ratio |",
         "|---|---|---:|---:|---:|---:|",

@@ -108,3 +108,23 @@ def test_a_single_run_draws_nothing(build):
     assert attack.restarts() == 1
     assert build("fab", "l2").restarts() == 5
     assert build("fab", "l2").targets(10) == 0
+
+
+@norms
+@pytest.mark.parametrize("name", ["fab-t", "fab"])
+def test_a_point_that_failed_its_recheck_is_forgotten_and_another_one_found(build, drive, bumpy, noise, name, norm):
+    """Only the nearest point is ever shown: without forgetting it, farther ones could never be."""
+    model, x = bumpy((1, 5, 5), 4), torch.rand(3, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+    attack, start = build(name, norm, steps=30), start_for(model, x, norm, name == "fab-t")
+    before = drive(attack, model, start, steps=8)
+    nearest = attack.best(before)
+    assert bool(nearest.found.all())
+    forgotten = attack.forget(before)
+    assert attack.best(forgotten).found.tolist() == [False] * 3
+    assert torch.equal(attack.best(forgotten).x, x)
+    assert torch.equal(forgotten.x, before.x), "the walk goes on from where it was"
+    oracle, state = Oracle(model), forgotten
+    for _ in range(8):
+        oracle.count(3)
+        state = attack.step(state, Oracles(oracle.view(attack.access)), noise(3))
+    assert bool(attack.best(state).found.all())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from typing import Any
 
@@ -133,6 +134,35 @@ def test_cancelled_rows_and_padding_are_wasted_and_only_they(build, pool, sample
     assert retired >= spent, "speculation may retire rows that don't count"
     assert eager.wasted > 0
     assert eager.wasted == passes["padding"] + passes["rows"] + passes["verified"] - retired
+
+
+def test_turns_start_early_only_where_they_cost_nothing_or_are_likely_to_count(build, pool, samples):
+    """Nearly all turns succeed here: the later ones would be cancelled, so nothing but padding gives them room."""
+    attack, few = build("apgd-t", steps=8, targets=4), samples.take(range(9))
+    eager, careful = pool(attack, few, 0.5, 64, 64), pool(attack, few, 0.5, 64, 64)
+    careful._settings = dataclasses.replace(careful._settings, speculate_below=0.02)
+    rows = []
+    for one in (eager, careful):
+        counting = _count(one)
+        expected = counted(run(one), few.ids, 4)
+        rows.append(counting["rows"])
+    assert expected == counted(run(pool(attack, few, 0.5, 64)), few.ids, 4)
+    assert rows[1] < rows[0] / 1.5
+
+
+def test_claims_are_rechecked_together(build, pool, samples):
+    """The verifier's batch is fixed and padded; one by one the claims of twenty rows would fill it twenty times."""
+    one = pool(build("apgd-ce", steps=40), samples, 0.1, 20)
+    checks, check = [], one._verifier.check
+
+    def counting_check(x: Any, *arguments: Any) -> Any:
+        checks.append(len(x))
+        return check(x, *arguments)
+
+    one._verifier.check = counting_check
+    found = [row for row in run(one).values() if row.found]
+    assert sum(checks) == len(found) > 8
+    assert len(checks) <= 4
 
 
 def _spent(results: dict[tuple[str, int], RowResult]) -> int:

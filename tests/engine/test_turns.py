@@ -135,3 +135,35 @@ def test_known_rows_do_not_start_again():
     turns.report(0, 0, False)
     assert turns.start(speculate=False) == (0, 2)
     assert turns.start(speculate=True) is None
+
+
+def test_a_sample_that_claims_a_success_starts_nothing_early():
+    turns = Turns(2, 3)
+    assert [turns.start(speculate=False) for _ in range(2)] == [(0, 0), (1, 0)]
+    turns.hold([0])
+    assert turns.held(0)
+    assert not turns.held(1)
+    assert [turns.start(speculate=True) for _ in range(3)] == [(1, 1), (1, 2), None]
+    turns.release()
+    assert turns.start(speculate=True) == (0, 1)
+
+
+def test_a_start_can_be_taken_back():
+    turns = Turns(2, 2)
+    assert [turns.start(speculate=True) for _ in range(3)] == [(0, 0), (1, 0), (0, 1)]
+    turns.put_back(0, 1)
+    assert turns.start(speculate=False) is None
+    assert turns.start(speculate=True) == (0, 1)
+    turns.put_back(1, 0)
+    assert turns.start(speculate=False) == (1, 0)
+    assert turns.start(speculate=True) == (1, 1)
+    assert turns.start(speculate=True) is None
+
+
+def test_the_chance_of_a_success_follows_what_was_reported():
+    turns = Turns(98, 1)
+    assert turns.chance == 0.5
+    for sample in range(98):
+        turns.start(speculate=False)
+        turns.report(sample, 0, found=sample < 4)
+    assert turns.chance == 0.05
