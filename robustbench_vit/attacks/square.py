@@ -130,7 +130,7 @@ class Square:
         asked = torch.where(nth[:, -1] < limit[:, 0], nothing, (nth < limit).sum(1) + 1)
         if len(rows) == 0:
             return dataclasses.replace(state, asked=(state.asked + asked).clamp_max(self.queries + 1))
-        x, y = proposals[rows, place], state.y[rows]
+        x, y = pick(is_start[rows], state.x[rows], proposals[rows, place]), state.y[rows]
         logits = oracles.target.scores(x, rows)
         loss, wrong = margin(logits, y, y), logits.argmax(1) != y
         better = (loss > state.loss[rows]) | wrong
@@ -160,21 +160,21 @@ class Square:
         asks = worth.any(1)
         first = worth.int().argmax(1)
         x = proposals[:, 0] if ahead == 1 else proposals[torch.arange(rows, device=state.x.device), first]
+        x = pick(is_start, state.x, x)
         decided = torch.where(is_start, 1, torch.where(asks, first + 1, ahead))
         which = asks.nonzero().flatten()
         return _of(x, which), (state.asked + decided).clamp_max(self.queries + 1), which
 
     def _looked_at(self, state: SquareState, ahead: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The next images to ask about (row, ahead, c, h, w), whether that is worth a query, and whether they start.
+        """The next proposals (row, ahead, c, h, w), which are worth a query, and which rows (row,) start.
 
-        A row that starts asks about its start first.
+        The first query of a row that starts is about its start, not about a proposal.
         """
         query = state.asked.unsqueeze(1) + torch.arange(ahead, device=state.x.device)  # (row, ahead)
         proposals = self._proposed(state, query - 1, state.draws.gather(1, self._positions(state, query)))
         is_start = query[:, 0] == 0
         worth = (proposals != state.x.unsqueeze(1)).flatten(2).any(2) & (query > 0) & (query <= self.queries)
         worth[:, 0] |= is_start
-        proposals[:, 0] = pick(is_start, state.x, proposals[:, 0])
         return proposals, worth, is_start
 
     def _ahead(self, values: int) -> int:
