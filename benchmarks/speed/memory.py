@@ -24,7 +24,7 @@ from robustbench_vit.cards import Loaded, open_workspace
 from robustbench_vit.engine.bench import Bench
 from robustbench_vit.engine.lanes import Lane, run_lane
 from robustbench_vit.engine.oracle import frozen
-from robustbench_vit.engine.pool import Samples
+from robustbench_vit.engine.waiting import Samples
 from robustbench_vit.engine.width import Width
 from robustbench_vit.plan import LanePlan
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.speed import lanes, models
 from robustbench_vit.engine.lanes import CountedModel
 from robustbench_vit.engine.oracle import frozen
-from robustbench_vit.engine.pool import Samples
+from robustbench_vit.engine.waiting import Samples
 from robustbench_vit.engine.width import Width, automatic_width
 
 CARDS = ("apgd-ce", "apgd-t", "fab-t", "square")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from robustbench_vit.engine.oracle import Oracle
-from robustbench_vit.engine.pool import PoolSettings
 from robustbench_vit.engine.search import Ask, Search, asked
+from robustbench_vit.engine.waiting import PoolSettings
 from robustbench_vit.engine.width import Width, automatic_width
 from robustbench_vit.errors import InputError
 from robustbench_vit.plan import Plan

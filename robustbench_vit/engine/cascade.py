@@ -15,9 +15,9 @@ from robustbench_vit.attacks import build_attack
 from robustbench_vit.attacks.norms import NORMS
 from robustbench_vit.engine.lanes import Bench, Lane, check_lane_kinds, run_lane
 from robustbench_vit.engine.oracle import frozen
-from robustbench_vit.engine.pool import Samples
 from robustbench_vit.engine.stock import Progress, Stock
 from robustbench_vit.engine.verify import Verifier
+from robustbench_vit.engine.waiting import Samples
 from robustbench_vit.errors import ModelError
 from robustbench_vit.plan import AttackPlan, Plan
 from robustbench_vit.records.journal import Batch, Known

@@ -17,8 +17,9 @@ from robustbench_vit.attacks.norms import NORMS
 from robustbench_vit.attacks.rows import Access
 from robustbench_vit.engine.bench import Bench
 from robustbench_vit.engine.oracle import unwrap
-from robustbench_vit.engine.pool import Pool, Samples, image_bytes, turns_of
+from robustbench_vit.engine.pool import Pool, image_bytes
 from robustbench_vit.engine.verify import Checked, Verifier
+from robustbench_vit.engine.waiting import Samples, turns_of
 from robustbench_vit.errors import AttackError, InputError
 from robustbench_vit.plan import LanePlan
 from robustbench_vit.records.rows import LaneSpec, RowKey, RowResult

@@ -14,49 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustbench_vit.attacks.noise import Noise, row_key
-from robustbench_vit.attacks.rows import Forgetting, Oracles, RowAttack, Start
-from robustbench_vit.engine.oracle import SMALLEST, Oracle, out_of_memory
+from robustbench_vit.attacks.noise import Noise
+from robustbench_vit.attacks.rows import Forgetting, Oracles, RowAttack
+from robustbench_vit.engine.oracle import Oracle
 from robustbench_vit.engine.running import Running, Slot
 from robustbench_vit.engine.turns import Turns
 from robustbench_vit.engine.verify import BATCH, Checked, Verifier
-from robustbench_vit.errors import OutOfMemoryError
+from robustbench_vit.engine.waiting import PoolSettings, Rows, Samples, Waiting
 from robustbench_vit.records.rows import RowKey, RowResult
 
 PATIENCE = 20
 """Steps after which claims are rechecked even when they don't fill the verifier's batch."""
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Images under attack, on the device, with the classes that targeted attacks aim at."""
-
-    ids: tuple[str, ...]
-    x: Tensor  # (n, c, h, w)
-    y: Tensor  # (n,)
-    ranking: Tensor  # int64 (n, classes): classes by clean logit, largest first
-
-    def take(self, positions: Sequence[int]) -> Samples:
-        """The samples at `positions`."""
-        index = torch.tensor(list(positions), dtype=torch.int64, device=self.x.device)
-        return Samples(tuple(self.ids[p] for p in positions), self.x[index], self.y[index], self.ranking[index])
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-@dataclass(frozen=True)
-class PoolSettings:
-    """How many rows run at once; results don't depend on it.
-
-    Free slots take later turns of running samples where padding would be computed anyway, and up to `speculate_to`
-    rows as long as no larger share than `speculate_below` of the turns succeeds: a success cancels later turns. With
-    `speculate_to` 0 none is started early.
-    """
-
-    width: int
-    speculate_to: int
-    speculate_below: float = 0.02
 
 
 @dataclass(frozen=True)
@@ -94,15 +62,14 @@ class Pool:
         known: Sequence[tuple[int, int, bool]] = (),
     ) -> None:
         """`known` lists (sample position, turn, found) of rows that need not run again."""
-        self._attack, self._algorithm, self._lane_key = attack, algorithm, lane_key
-        self._samples, self._eps, self._seed = samples, eps, seed
-        self._oracle, self._verifier, self._settings = oracle, verifier, settings
+        self._attack, self._lane_key, self._samples, self._eps = attack, lane_key, samples, eps
+        self._oracle, self._verifier = oracle, verifier
         self._oracles = Oracles(oracle.view(attack.access))
         self._targeted = attack.targets(samples.ranking.shape[1])
-        self._turns = Turns(len(samples), turns_of(attack, samples.ranking.shape[1]), known)
-        self._width = settings.width
+        rows = Rows(attack, algorithm, samples, eps, seed)
+        self._turns = Turns(len(samples), rows.turns, known)
+        self._waiting = Waiting(rows, self._turns, settings, oracle.computed)
         self._running: Running | None = None
-        self._parked: list[Running] = []  # rows for which there was no memory, on the host
         self._claims: list[_Claims] = []
         self._waited = 0  # steps since the oldest claim
         self._rejected: dict[Slot, Tensor] = {}  # (c, h, w) the candidate that failed its row's last recheck
@@ -121,7 +88,7 @@ class Pool:
         """Starts rows in the places `free` among the running ones, then behind them; places that stay free close."""
         rows = self._running
         running = 0 if rows is None else len(rows) - len(free)
-        new = self._begin(running)
+        new = self._waiting.take(running)
         if rows is None or running == 0:
             self._running = new
             return
@@ -135,89 +102,6 @@ class Pool:
             rows = rows.join(new.take(range(len(refilled), len(new))))
         self._running = rows
 
-    def _begin(self, running: int) -> Running | None:
-        """Rows that join so many running ones: those parked before, then new ones."""
-        begun: Running | None = None
-        while self._parked and running < self._width:
-            parked = self._unpark(self._width - running)
-            running += len(parked)
-            begun = parked if begun is None else begun.join(parked)
-        slots = [] if self._parked else self._new_slots(running)
-        while slots:
-            try:
-                started = self._start(slots)
-                return started if begun is None else begun.join(started)
-            except (RuntimeError, MemoryError) as error:
-                slots = self._fewer(slots, error)
-        return begun
-
-    def _unpark(self, most: int) -> Running:
-        """Rows that were put aside, as many as there is room for."""
-        rows = self._parked.pop()
-        if len(rows) > most:
-            self._parked.append(rows.take(range(most, len(rows))))
-            rows = rows.take(range(most))
-        return rows.to(self._samples.x.device)
-
-    def _new_slots(self, running: int) -> list[Slot]:
-        slots: list[Slot] = []
-        while running + len(slots) < self._width:
-            started = self._turns.start(speculate=False)
-            if started is None:
-                break
-            slots.append(self._slot(*started))
-        limit = min(self._speculate_to(running + len(slots)), self._width)
-        while running + len(slots) < limit:
-            started = self._turns.start(speculate=True)
-            if started is None:
-                break
-            slots.append(self._slot(*started))
-        return slots
-
-    def _speculate_to(self, rows: int) -> int:
-        if not self._settings.speculate_to:
-            return rows
-        likely = self._turns.chance <= self._settings.speculate_below
-        return max(self._oracle.computed(rows), self._settings.speculate_to if likely else 0)
-
-    def _slot(self, sample: int, turn: int) -> Slot:
-        return Slot(sample, turn, turn % self._attack.restarts(), turn // self._attack.restarts())
-
-    def _start(self, slots: list[Slot]) -> Running:
-        """New rows in their first state."""
-        device, samples = self._samples.x.device, self._samples
-        index = torch.tensor([slot.sample for slot in slots], device=device)
-        target = torch.full_like(index, -1)
-        if self._targeted:
-            target = samples.ranking[index, torch.tensor([slot.rank + 1 for slot in slots], device=device)]
-        keys = torch.tensor([self._key(slot) for slot in slots], dtype=torch.int64, device=device)
-        eps = torch.full((len(slots),), self._eps, dtype=samples.x.dtype, device=device)
-        restart = torch.tensor([slot.restart for slot in slots], device=device)
-        state = self._attack.init(Start(samples.x[index], samples.y[index], target, eps, restart), Noise(keys))
-        return Running(slots, state, index, keys, torch.zeros_like(index), torch.zeros_like(index))
-
-    def _key(self, slot: Slot) -> tuple[int, int]:
-        return row_key(self._seed, self._samples.ids[slot.sample], self._algorithm, slot.restart, slot.rank)
-
-    def _fewer(self, slots: list[Slot], error: RuntimeError | MemoryError) -> list[Slot]:
-        """Half of the rows, after there was no memory to start them all; the others wait again."""
-        self._narrow(error, len(slots))
-        kept = slots[: -(-len(slots) // 2)]
-        for slot in reversed(slots[len(kept) :]):
-            self._turns.put_back(slot.sample, slot.turn)
-        return kept
-
-    def _narrow(self, error: RuntimeError | MemoryError, rows: int) -> None:
-        """Halves the width after an error that means too little memory; other errors go on their way."""
-        if not out_of_memory(error):
-            raise error
-        if rows <= SMALLEST:
-            raise OutOfMemoryError(
-                f"{self._samples.x.device} has too little memory for {rows} images of this model at a time;"
-                " free some, use a device with more, or evaluate smaller images"
-            ) from error
-        self._width = max(SMALLEST, rows // 2)
-
     def _step(self) -> list[RowResult]:
         """One step of the running rows, and the results of those that it decided."""
         rows = self._running
@@ -225,11 +109,12 @@ class Pool:
             return self._recheck()
         self._oracle.count(len(rows))
         try:
-            rows.state = self._attack.step(rows.state, self._oracles, Noise(rows.keys))
-            candidates, finished = self._attack.best(rows.state), self._attack.finished(rows.state)
+            state = self._attack.step(rows.state, self._oracles, Noise(rows.keys))
+            candidates, finished = self._attack.best(state), self._attack.finished(state)
         except (RuntimeError, MemoryError) as error:
             self._park(rows, error)
             return []
+        rows.state = state
         passes = self._oracle.passes
         rows.forwards += passes.forwards
         rows.backwards += passes.backwards
@@ -243,11 +128,11 @@ class Pool:
 
     def _park(self, rows: Running, error: RuntimeError | MemoryError) -> None:
         """Puts half of the rows aside, after there was no memory for a step; it starts over with the others."""
-        self._narrow(error, len(rows))
-        passes = self._oracle.passes
+        self._waiting.narrow(error, len(rows))
+        passes, width = self._oracle.passes, self._waiting.width
         self.wasted += int(passes.forwards.sum() + passes.backwards.sum()) + passes.padding
-        self._parked.append(rows.take(range(self._width, len(rows))).to(torch.device("cpu")))
-        self._running = rows.take(range(self._width))
+        self._waiting.put_aside(rows.take(range(width, len(rows))).to(torch.device("cpu")))
+        self._running = rows.take(range(width))
 
     def _unheard(self, rows: Running, images: Tensor, claimed: list[bool]) -> list[int]:
         """Positions that claim a success; the image that was rejected last would only be rejected again."""
@@ -304,14 +189,14 @@ class Pool:
                 again.append(i)
                 continue
             pointless = self._turns.report(slot.sample, slot.turn, shown is not None)
-            cancelled |= {self._slot(slot.sample, turn) for turn in pointless}
+            cancelled |= {self._waiting.slot(slot.sample, turn) for turn in pointless}
             results.append(self._result(slot, shown, forwards[i], backwards[i]))
         self.wasted += sum(forwards[i] + backwards[i] for i, slot in enumerate(rows.slots) if slot in cancelled)
         if going_on := [i for i in again if rows.slots[i] not in cancelled]:
             rows = rows.take(going_on)
             if isinstance(self._attack, Forgetting):
                 rows.state = self._attack.forget(rows.state)
-            self._parked.append(rows)
+            self._waiting.put_aside(rows)
         if cancelled:
             self._cancel(cancelled)
         return results
@@ -362,27 +247,11 @@ class Pool:
 
     def _cancel(self, slots: set[Slot]) -> None:
         """Drops rows whose results no longer count."""
-        self._parked = [left for rows in self._parked if (left := self._without(rows, slots)) is not None]
+        self.wasted += self._waiting.cancel(slots)
         rows = self._running
         if rows is not None and (at := [i for i, slot in enumerate(rows.slots) if slot in slots]):
-            self._waste(rows, at)
+            self.wasted += rows.passes(at)
             self._admit(at)
-
-    def _without(self, rows: Running, slots: set[Slot]) -> Running | None:
-        at = [i for i, slot in enumerate(rows.slots) if slot in slots]
-        if not at:
-            return rows
-        self._waste(rows, at)
-        left = [i for i in range(len(rows)) if i not in set(at)]
-        return rows.take(left) if left else None
-
-    def _waste(self, rows: Running, at: list[int]) -> None:
-        self.wasted += int((rows.forwards[at] + rows.backwards[at]).sum())
-
-
-def turns_of(attack: RowAttack[Any], num_classes: int) -> int:
-    """Rows per sample: restarts of every target."""
-    return attack.restarts() * max(attack.targets(num_classes), 1)
 
 
 def image_bytes(image: Tensor) -> bytes:

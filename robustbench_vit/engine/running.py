@@ -71,6 +71,11 @@ class Running:
         for name in ("index", "keys", "forwards", "backwards"):
             getattr(self, name).index_copy_(0, at, getattr(new, name))
 
+    def passes(self, positions: Sequence[int]) -> int:
+        """Forward and backward passes that some rows have had."""
+        at = list(positions)
+        return int((self.forwards[at] + self.backwards[at]).sum()) if at else 0
+
     def to(self, device: torch.device) -> Running:
         """The rows on another device."""
         moved = {f.name: getattr(self.state, f.name).to(device) for f in dataclasses.fields(self.state)}

@@ -15,8 +15,9 @@ from robustbench_vit.attacks.norms import NORMS
 from robustbench_vit.cards import AlgorithmCard, Loaded, Workspace
 from robustbench_vit.cards.workspace import builtin_layer
 from robustbench_vit.engine.oracle import Oracle
-from robustbench_vit.engine.pool import Pool, PoolSettings, Samples
+from robustbench_vit.engine.pool import Pool
 from robustbench_vit.engine.verify import Verifier
+from robustbench_vit.engine.waiting import PoolSettings, Samples
 
 SHAPE = (1, 6, 5)
 CLASSES = 5

@@ -12,8 +12,9 @@ from robustbench_vit.attacks.losses import LOSSES
 from robustbench_vit.attacks.norms import NORMS
 from robustbench_vit.engine import width
 from robustbench_vit.engine.oracle import Oracle, out_of_memory
-from robustbench_vit.engine.pool import Pool, PoolSettings
+from robustbench_vit.engine.pool import Pool
 from robustbench_vit.engine.verify import Verifier
+from robustbench_vit.engine.waiting import PoolSettings
 from robustbench_vit.errors import OutOfMemoryError
 
 CPU = torch.device("cpu")
@@ -53,7 +54,10 @@ def test_a_batch_is_halved_until_it_fits_and_the_answers_stay(model, samples):
     assert oracle.passes.forwards.tolist() == oracle.passes.backwards.tolist() == [1] * 20
     assert oracle.passes.padding == 8, "four images forth and back"
     oracle.logits(samples.x)
-    assert tight.refused == 1, "what did not fit is not tried again"
+    assert tight.refused == 2, "more images may fit without a gradient, so that is tried"
+    oracle.logits(samples.x)
+    oracle.gradient(samples.x, lambda z, at: LOSSES["ce"](z, y[at], y[at]))
+    assert tight.refused == 2, "what did not fit is not tried again"
 
 
 def test_other_errors_are_not_taken_for_it(samples):

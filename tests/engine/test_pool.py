@@ -13,8 +13,8 @@ from robustbench_vit.attacks import algorithms
 from robustbench_vit.attacks.norms import NORMS
 from robustbench_vit.cards import AlgorithmCard, Workspace
 from robustbench_vit.cards.workspace import builtin_layer
-from robustbench_vit.engine.pool import turns_of
 from robustbench_vit.engine.verify import BATCH
+from robustbench_vit.engine.waiting import turns_of
 from robustbench_vit.records.rows import LaneSpec, RowResult, credited
 
 EPS = {"linf": 0.06, "l2": 0.25, "l1": 1.0}
@@ -140,7 +140,7 @@ def test_turns_start_early_only_where_they_cost_nothing_or_are_likely_to_count(b
     """Nearly all turns succeed here: the later ones would be cancelled, so nothing but padding gives them room."""
     attack, few = build("apgd-t", steps=8, targets=4), samples.take(range(9))
     eager, careful = pool(attack, few, 0.5, 64, 64), pool(attack, few, 0.5, 64, 64)
-    careful._settings = dataclasses.replace(careful._settings, speculate_below=0.02)
+    careful._waiting._settings = dataclasses.replace(careful._waiting._settings, speculate_below=0.02)
     rows = []
     for one in (eager, careful):
         counting = _count(one)
