@@ -35,7 +35,7 @@ def rows_of(subject: Subject, rows: int) -> Samples:
     """So many samples that the model classifies right, with their classes ranked."""
     x, y = right(subject, rows)
     with torch.no_grad():
-        ranking = torch.cat([subject.model(part) for part in x.split(64)]).argsort(dim=1, descending=True)
+        ranking = torch.cat([subject.model(part) for part in x.split(8)]).argsort(dim=1, descending=True)
     return Samples(tuple(map(str, range(rows))), x, y, ranking)
 
 

@@ -17,16 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.speed import models
-from robustbench_vit.attacks import build_attack
-from robustbench_vit.attacks.registry import algorithms
-from robustbench_vit.cards import Loaded, open_workspace
-from robustbench_vit.engine.bench import Bench
-from robustbench_vit.engine.lanes import Lane, run_lane
+from benchmarks.speed import lanes, models
 from robustbench_vit.engine.oracle import frozen
-from robustbench_vit.engine.waiting import Samples
 from robustbench_vit.engine.width import Width
-from robustbench_vit.plan import LanePlan
 
 MODELS = ("vit-tiny-224", "resnet18-cifar")
 JUDGED = "vit-tiny-224"
@@ -37,8 +30,7 @@ LANES = {"apgd-ce": 2, "apgd-t": 2, "fab-t": 2, "square": 3}
 ROWS = (8, 16, 24)
 GOAL = 16.0
 """Images more than the raw calls need, per row."""
-NORM, EPS = "linf", 1e-5
-"""A budget in which nothing falls, so that every row stays to its end."""
+NORM = "linf"
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -55,29 +47,13 @@ def peak_bytes() -> int:
 def work(model_name: str, what: str, rows: int) -> None:
     """The raw calls (`RAW`), or a lane with as many rows at once."""
     subject = models.load(model_name, rows)
-    x, y = torch.from_numpy(subject.data.x), torch.from_numpy(subject.data.y)
     with frozen(subject.model):
         if what == RAW:
             for _ in range(2):
-                _raw(subject.model, x)
+                _raw(subject.model, torch.from_numpy(subject.data.x))
             return
-        with torch.no_grad():
-            ranking = torch.cat([subject.model(part).argsort(dim=1, descending=True) for part in x.split(8)])
-        samples = Samples(tuple(map(str, range(rows))), x, y, ranking)
-        bench = Bench(subject.model, torch.device("cpu"), Width(rows, rows, rows), 0)
-        for _ in run_lane(lane_of(what, LANES[what]), samples, EPS, bench, {}):
-            pass
-
-
-def lane_of(name: str, steps: int) -> Lane:
-    """The lane of an attack card, cut to so many steps or queries, one target and one restart."""
-    (loaded,) = open_workspace().lanes(name, NORM)
-    cut = {"steps": steps, "queries": steps, "targets": 1, "restarts": 1}
-    changed = {key: min(value, cut[key]) for key, value in loaded.card.settings.items() if key in cut}
-    card = Loaded(loaded.name, loaded.path, loaded.shown, loaded.card.model_copy(update=changed))
-    version = algorithms.get(card.card.algorithm, card.shown).algorithm_version
-    plan = LanePlan(card, {"algorithm": card.card.algorithm, **card.card.settings}, version, NORM)
-    return Lane(plan, build_attack(card, NORM))
+        lane = lanes.lane_of(what, NORM, LANES[what])
+        lanes.run(lane, subject.model, lanes.rows_of(subject, rows), Width(rows, rows, rows))
 
 
 def _raw(model: Any, x: Tensor) -> Tensor:
