@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.speed import linear, memory, training
+from benchmarks.speed import lanes, linear, memory, training
 
 MIB = 2**20
 IMAGE = 3 * 224 * 224 * 4
@@ -47,8 +47,8 @@ def test_memory_is_judged_at_224_only():
     assert any("Every lane keeps to it." in line for line in memory.section(found))
 
 
-def test_memory_cuts_lanes_and_nothing_else():
-    lane = memory.lane_of("apgd-t", 2)
+def test_lanes_are_cut_and_nothing_else():
+    lane = lanes.lane_of("apgd-t", "linf", 2)
     settings = lane.plan.loaded.card.settings
     assert (settings["steps"], settings["targets"], lane.attack.steps) == (2, 1, 2)
 
