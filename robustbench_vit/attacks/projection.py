@@ -39,8 +39,8 @@ def _multiplier(gap: Tensor, gain: Tensor, slope: Tensor, kink: Tensor) -> Tenso
 
     The sum is concave and piecewise linear with kinks at gain / slope, so Newton's method from below rises, never
     overshoots and stops exactly on the last piece. From one iterate to the next the product of what is left of the gap
-    and of the slope falls at least fourfold: mostly under ten iterations, where sorting all kinks costs three times
-    as much. (Masks are floats, because selecting takes a CPU four times as long as multiplying.)
+    and of the slope falls at least fourfold: mostly under ten iterations, and no sort of all kinks. (Masks are floats,
+    because a CPU multiplies faster than it selects.)
     """
     numbers = torch.finfo(gap.dtype)
     at = torch.where(gain.sum(1) > gap, gap / slope.sum(1).clamp_min(numbers.tiny), numbers.max)

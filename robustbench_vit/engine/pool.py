@@ -20,7 +20,7 @@ from robustbench_vit.engine.oracle import Oracle
 from robustbench_vit.engine.running import Running, Slot
 from robustbench_vit.engine.turns import Turns
 from robustbench_vit.engine.verify import BATCH, Checked, Verifier
-from robustbench_vit.engine.waiting import PoolSettings, Rows, Samples, Waiting
+from robustbench_vit.engine.waiting import PoolSettings, RowSource, Samples, Waiting
 from robustbench_vit.records.rows import RowKey, RowResult
 
 PATIENCE = 20
@@ -66,9 +66,9 @@ class Pool:
         self._oracle, self._verifier = oracle, verifier
         self._oracles = Oracles(oracle.view(attack.access))
         self._targeted = attack.targets(samples.ranking.shape[1])
-        rows = Rows(attack, algorithm, samples, eps, seed)
-        self._turns = Turns(len(samples), rows.turns, known)
-        self._waiting = Waiting(rows, self._turns, settings, oracle.computed)
+        source = RowSource(attack, algorithm, samples, eps, seed)
+        self._turns = Turns(len(samples), source.turns, known)
+        self._waiting = Waiting(source, self._turns, settings, oracle.computed)
         self._running: Running | None = None
         self._claims: list[_Claims] = []
         self._waited = 0  # steps since the oldest claim

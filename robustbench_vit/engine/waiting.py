@@ -50,8 +50,8 @@ class PoolSettings:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What rows are of: an attack, samples, a radius, and a seed of their noise."""
+class RowSource:
+    """What rows are made from: an attack, samples, a radius, and the seed of their noise."""
 
     attack: RowAttack[Any]
     algorithm: str
@@ -68,10 +68,10 @@ class Rows:
 class Waiting:
     """Hands out the rows that run next; `width` of them at most at a time, fewer where memory ran out."""
 
-    def __init__(self, rows: Rows, turns: Turns, settings: PoolSettings, computed: Callable[[int], int]) -> None:
+    def __init__(self, source: RowSource, turns: Turns, settings: PoolSettings, computed: Callable[[int], int]) -> None:
         """`computed` says how many images the model sees when it is asked about so many."""
-        self._of, self.turns, self._settings, self._computed = rows, turns, settings, computed
-        self._targeted = rows.attack.targets(rows.samples.ranking.shape[1])
+        self._source, self.turns, self._settings, self._computed = source, turns, settings, computed
+        self._targeted = source.attack.targets(source.samples.ranking.shape[1])
         self._parked: list[Running] = []
         self.width = settings.width
 
@@ -113,7 +113,7 @@ class Waiting:
         if len(rows) > most:
             self._parked.append(rows.take(range(most, len(rows))))
             rows = rows.take(range(most))
-        return rows.to(self._of.samples.x.device)
+        return rows.to(self._source.samples.x.device)
 
     def _new_slots(self, running: int) -> list[Slot]:
         slots: list[Slot] = []
@@ -138,23 +138,25 @@ class Waiting:
 
     def slot(self, sample: int, turn: int) -> Slot:
         """Whose row a turn of a sample is."""
-        return Slot(sample, turn, turn % self._of.attack.restarts(), turn // self._of.attack.restarts())
+        return Slot(sample, turn, turn % self._source.attack.restarts(), turn // self._source.attack.restarts())
 
     def _start(self, slots: list[Slot]) -> Running:
         """New rows in their first state."""
-        device, samples = self._of.samples.x.device, self._of.samples
+        device, samples = self._source.samples.x.device, self._source.samples
         index = torch.tensor([slot.sample for slot in slots], device=device)
         target = torch.full_like(index, -1)
         if self._targeted:
             target = samples.ranking[index, torch.tensor([slot.rank + 1 for slot in slots], device=device)]
         keys = torch.tensor([self._key(slot) for slot in slots], dtype=torch.int64, device=device)
-        eps = torch.full((len(slots),), self._of.eps, dtype=samples.x.dtype, device=device)
+        eps = torch.full((len(slots),), self._source.eps, dtype=samples.x.dtype, device=device)
         restart = torch.tensor([slot.restart for slot in slots], device=device)
-        state = self._of.attack.init(Start(samples.x[index], samples.y[index], target, eps, restart), Noise(keys))
+        state = self._source.attack.init(Start(samples.x[index], samples.y[index], target, eps, restart), Noise(keys))
         return Running(slots, state, index, keys, torch.zeros_like(index), torch.zeros_like(index))
 
     def _key(self, slot: Slot) -> tuple[int, int]:
-        return row_key(self._of.seed, self._of.samples.ids[slot.sample], self._of.algorithm, slot.restart, slot.rank)
+        return row_key(
+            self._source.seed, self._source.samples.ids[slot.sample], self._source.algorithm, slot.restart, slot.rank
+        )
 
     def _fewer(self, slots: list[Slot], error: RuntimeError | MemoryError) -> list[Slot]:
         """Half of the rows, after there was no memory to start them all; the others wait again."""
@@ -170,7 +172,7 @@ class Waiting:
             raise error
         if rows <= SMALLEST:
             raise OutOfMemoryError(
-                f"{self._of.samples.x.device} has too little memory for {rows} images of this model at a time;"
+                f"{self._source.samples.x.device} has too little memory for {rows} images of this model at a time;"
                 " free some, use a device with more, or evaluate smaller images"
             ) from error
         self.width = max(SMALLEST, rows // 2)

@@ -18,8 +18,8 @@ STATE_IMAGES = 16
 USABLE = 0.5
 """Of the free memory: allocators keep some for themselves, and other programs want some."""
 BUSY = {"cpu": (2**20, 256), "cuda": (2**24, 1024)}
-"""Pixel values at a time, and rows at most, beyond which a device gets no faster. On a CPU a million floats still fit
-its cache: with more, the attacks' own arithmetic waits for memory."""
+"""Pixel values at a time, and rows at most, beyond which more rows should gain nothing and a step only takes longer,
+until which progress is not seen. On CUDA it is a guess that nobody has measured."""
 
 
 @dataclass(frozen=True)
