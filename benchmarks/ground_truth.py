@@ -19,7 +19,7 @@ from benchmarks import public_nets
 from benchmarks.side_by_side import machine
 from robustbench_vit.cards import CascadeCard
 from robustbench_vit.running.memory import keep_freed_memory
-from robustbench_vit.stats import wilson
+from robustbench_vit.statistics import wilson
 from robustbench_vit.storage import write_atomic
 
 EPS = 0.1

@@ -67,8 +67,11 @@ def board_faults(board: Loaded[BoardCard], workspace: Workspace) -> list[str]:
             for eps in card.eps
             if eps > 1
         ]
-    if not 0 < card.confidence < 1:
-        faults.append(f"{where}: confidence lies between 0 and 1, got {card.confidence:g}")
+    for name in ("confidence", "alpha"):
+        if not 0 < (value := getattr(card, name)) < 1:
+            faults.append(f"{where}: {name} lies between 0 and 1, got {value:g}")
+    if not card.entries and not (board.path.parent / board.name / "reported").is_dir():
+        faults.append(f"{where}: a board needs entries, or rows that papers report in {board.name}/reported/")
     for entry in card.entries:
         faults += _entry_faults(entry, board, workspace)
     return faults

@@ -14,6 +14,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, S
 from robustbench_vit.cards.numbers import Number
 
 
+IntervalName = Literal["wilson", "clopper-pearson"]
+"""How intervals of a share are made; see `robustbench_vit.statistics.INTERVALS`."""
+
+
 class Card(BaseModel):
     """What every card states: a version of its settings, what it is, and where it comes from."""
 
@@ -147,6 +151,8 @@ class Entry(BaseModel):
     randomness: StrictStr | None = None  # what in the model is random, in words
     clean_accuracy: Annotated[Number, Field(ge=0, le=1)] | None = None  # on all the board's samples, a canary
     surrogate: StrictStr | None = None  # another entry, whose adversarial images are tried on this one
+    family: StrictStr | None = None  # entries of a family are one recipe, trained with other seeds
+    training_seed: StrictInt | None = None
 
 
 def _precisions(value: Any) -> Any:
@@ -160,7 +166,8 @@ def _precisions(value: Any) -> Any:
 class BoardCard(Card):
     """A leaderboard: samples, budgets and attacks shared by all its entries, and the columns of its table.
 
-    Rows of any `precision` named may share the table; runs use the first one.
+    Rows of any `precision` named may share the table; runs use the first one. `alpha` is the significance level of
+    ranks, over all pairs of entries. A board without entries shows what papers report.
     """
 
     data: DataChoice
@@ -170,8 +177,10 @@ class BoardCard(Card):
     precision: Annotated[list[Precision], BeforeValidator(_precisions)]
     seed: StrictInt
     confidence: Number
+    interval: IntervalName
+    alpha: Number
     columns: Annotated[list[StrictStr], Field(min_length=1)]
-    entries: Annotated[list[Entry], Field(min_length=1)]
+    entries: list[Entry]
 
     @model_validator(mode="after")
     def _unique_entries(self) -> BoardCard:
@@ -179,4 +188,20 @@ class BoardCard(Card):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"entries need different names; repeated: {', '.join(twice)}")
+        return self
+
+    @model_validator(mode="after")
+    def _different_trainings(self) -> BoardCard:
+        seen: dict[tuple[str, int], str] = {}
+        for entry in self.entries:
+            if entry.family is None:
+                continue
+            if entry.training_seed is None:
+                raise ValueError(f"entry '{entry.name}' has a 'family', so it needs its 'training_seed' too")
+            other = seen.setdefault((entry.family, entry.training_seed), entry.name)
+            if other != entry.name:
+                raise ValueError(
+                    f"entries '{other}' and '{entry.name}' of family '{entry.family}' have one training seed,"
+                    f" {entry.training_seed}; trainings of a family need different ones"
+                )
         return self

@@ -142,7 +142,7 @@ class Record:
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Wilson's interval of the robust accuracy over the draw of the test samples."""
-        from robustbench_vit.stats import wilson
+        from robustbench_vit.statistics import wilson
 
         outcomes = self._single()
         return wilson(sum(o.robust for o in outcomes), len(outcomes), confidence)

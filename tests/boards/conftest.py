@@ -25,6 +25,8 @@ attacks: [pgd-40, autoattack]
 precision: fp32
 seed: 0
 confidence: 0.95
+interval: wilson
+alpha: 0.05
 columns: [entry, model, clean, pgd-40, 'autoattack:interval', 'autoattack:survivors', 'autoattack:forwards', seconds]
 entries:
   - {name: weak, model: digits_cnn, defense: standard, weights: weights/weak.safetensors}

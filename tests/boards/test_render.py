@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from robustbench_vit.boards import FORMATS, build_table, render
-from robustbench_vit.stats import wilson
+from robustbench_vit.statistics import wilson
 
 Make = Callable[..., Any]
 

@@ -15,7 +15,7 @@ from robustbench_vit.cards.workspace import builtin_layer
 from robustbench_vit.differences import differences
 from robustbench_vit.errors import InputError, ProtocolMismatchError
 from robustbench_vit.records import Record, Status
-from robustbench_vit.stats import wilson
+from robustbench_vit.statistics import wilson
 
 Make = Callable[..., Any]
 

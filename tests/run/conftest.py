@@ -44,6 +44,8 @@ attacks: [fgsm, short]
 precision: fp32
 seed: 0
 confidence: 0.95
+interval: wilson
+alpha: 0.05
 columns: [entry, clean, fgsm, 'short:interval', 'short:survivors', 'short:forwards']
 entries:
   - {{name: vit, model: digits_vit, defense: standard, weights: weights/vit-standard.safetensors}}

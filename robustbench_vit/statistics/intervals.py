@@ -20,3 +20,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     half = z / weight * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     # At 0 and n the interval ends exactly there; rounding may leave a speck.
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
+
+
+INTERVALS = {"wilson": wilson}
+"""The intervals of a proportion that a board may choose: (successes, n, confidence) -> (low, high)."""

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustbench_vit.errors import InputError
-from robustbench_vit.stats import wilson
+from robustbench_vit.statistics import wilson
 
 
 @pytest.mark.parametrize(
