@@ -13,7 +13,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, S
 
 from robustbench_vit.cards.numbers import Number
 
-
 IntervalName = Literal["wilson", "clopper-pearson"]
 """How intervals of a share are made; see `robustbench_vit.statistics.INTERVALS`."""
 
