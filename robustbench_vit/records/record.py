@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = "robustbench_vit/record/2"
+PASSES = ("forwards", "backwards")
+"""What of the passes a mean can be asked of."""
 
 
 @dataclass(frozen=True)
@@ -140,12 +142,31 @@ class Record:
         outcomes = self._single()
         return sum(o.robust for o in outcomes) / len(outcomes)
 
-    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Wilson's interval of the robust accuracy over the draw of the test samples."""
-        from robustbench_vit.statistics import wilson
+    @property
+    def samples(self) -> list[str]:
+        """The ids of the samples, in the order of `robust` and `verdicts`."""
+        return [o.sample for o in self._single()]
 
+    @property
+    def robust(self) -> np.ndarray:
+        """bool (n,): whether no lane broke the sample."""
+        return np.array([o.robust for o in self._single()], bool)
+
+    def mean(self, part: str) -> float:
+        """Model passes per sample, a mean over all samples; misclassified ones cost one forward pass."""
+        if part not in PASSES:
+            raise InputError(f"no mean of '{part}'; there are: {', '.join(PASSES)}")
         outcomes = self._single()
-        return wilson(sum(o.robust for o in outcomes), len(outcomes), confidence)
+        return sum(getattr(o, part) for o in outcomes) / len(outcomes)
+
+    def interval(self, confidence: float = 0.95, method: str = "wilson") -> tuple[float, float]:
+        """The interval of the robust accuracy over the draw of the test samples, by one of statistics.INTERVALS."""
+        from robustbench_vit.statistics import INTERVALS
+
+        if method not in INTERVALS:
+            raise InputError(f"no interval '{method}'; there are: {', '.join(INTERVALS)}")
+        robust = self.robust
+        return INTERVALS[method](int(robust.sum()), len(robust), confidence)
 
     @property
     def verdicts(self) -> list[str]:

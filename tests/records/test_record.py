@@ -163,6 +163,20 @@ def test_summaries_are_counted_from_the_outcomes(record):
     assert torch.equal(record.adversarials, torch.from_numpy(record.images))
 
 
+def test_a_narrowed_record_says_which_samples_are_robust_and_what_they_cost(record):
+    small = record.at(eps=0.1)
+    assert small.samples == [f"s{i}" for i in range(6)]
+    assert small.robust.dtype == bool
+    assert small.robust.tolist() == [False] * 5 + [True]
+    assert small.mean("forwards") == (1 + 11 + 12 + 99) / 6
+    assert small.mean("backwards") == 4 * 4 / 6
+    assert small.interval(method="wilson") == small.interval()
+    with pytest.raises(InputError, match="no mean of 'seconds'; there are: forwards, backwards"):
+        small.mean("seconds")
+    with pytest.raises(InputError, match="no interval 'wald'; there are: wilson"):
+        small.interval(method="wald")
+
+
 def test_numbers_follow_the_outcomes_and_nothing_else(record):
     fallen = tuple(dataclasses.replace(o, status=Status.BROKEN, by="second") for o in record.at(eps=0.1).outcomes)
     changed = dataclasses.replace(record, outcomes=fallen)
@@ -172,7 +186,7 @@ def test_numbers_follow_the_outcomes_and_nothing_else(record):
 
 
 def test_several_budgets_need_a_choice(record):
-    for summary in ("robust_accuracy", "verdicts"):
+    for summary in ("robust_accuracy", "verdicts", "samples", "robust"):
         with pytest.raises(InputError, match=r"several attacks or budgets, \[\('cascade', 0.1\), \('cascade', 0.2\)\]"):
             getattr(record, summary)
     with pytest.raises(InputError, match=r"no outcomes for attack 'pgd' at eps None; the record holds \[\('cascade'"):
