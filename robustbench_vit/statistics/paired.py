@@ -1,0 +1,130 @@
+"""Two models on the same samples: what flipped, whether chance explains it, and how large the drop is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from robustbench_vit.errors import InputError
+from robustbench_vit.statistics.checks import check_share
+from robustbench_vit.statistics.intervals import quantile
+
+HALVINGS = 60
+"""Bisection from an interval of length 1 or less: the rest is below the resolution of a float."""
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Shared samples whose verdicts differ between a baseline and a candidate."""
+
+    lost: int  # robust in the baseline only
+    gained: int  # robust in the candidate only
+    n: int  # samples that both have
+
+    def __post_init__(self) -> None:
+        if min(self.lost, self.gained) < 0 or self.n < max(1, self.lost + self.gained):
+            raise InputError(f"{self.lost} samples lost and {self.gained} gained of {self.n} cannot be")
+
+    @property
+    def drop(self) -> float:
+        """How much lower the candidate's robust accuracy is, in [-1, 1]."""
+        return (self.lost - self.gained) / self.n
+
+
+def flips(baseline: np.ndarray, candidate: np.ndarray) -> Flips:
+    """The flips between two verdicts (n,) on the same samples in the same order; True means robust."""
+    one, two = np.asarray(baseline), np.asarray(candidate)
+    if one.ndim != 1 or one.shape != two.shape or one.dtype != bool or two.dtype != bool:
+        raise InputError(
+            "paired verdicts are two bool arrays of one length, "
+            f"got {one.dtype} {one.shape} and {two.dtype} {two.shape}"
+        )
+    if not one.size:
+        raise InputError("there are no shared samples to compare")
+    return Flips(int((one & ~two).sum()), int((~one & two).sum()), one.size)
+
+
+def mcnemar(flips: Flips) -> float:
+    """The exact two-sided p of McNemar's test (1947): were a flip as likely either way, flips this lopsided."""
+    return float(mcnemar_p(np.array(flips.lost), np.array(flips.gained)))
+
+
+def mcnemar_p(lost: np.ndarray, gained: np.ndarray) -> np.ndarray:
+    """Like `mcnemar`, for counts in arrays of any shape; 1 where nothing flipped."""
+    from scipy.special import bdtr
+
+    return np.minimum(1.0, 2 * bdtr(np.minimum(lost, gained).astype(float), lost + gained, 0.5))
+
+
+def drop_interval(flips: Flips, confidence: float = 0.95) -> tuple[float, float]:
+    """Tango's score interval (low, high) of the drop, for paired proportions (Tango 1998, Statist. Med. 17:891-908)."""
+    check_share("confidence", confidence)
+    mirrored = Flips(flips.gained, flips.lost, flips.n)
+    z = quantile(confidence)
+    return -_upper_limit(mirrored, z), _upper_limit(flips, z)
+
+
+def _upper_limit(flips: Flips, z: float) -> float:
+    """The largest drop that the score test doesn't reject: the score falls as the drop in question grows."""
+    if flips.lost == flips.n:
+        return 1.0
+    low, high = flips.drop, 1.0
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _score(flips, middle) >= -z else (low, middle)
+    return (low + high) / 2
+
+
+def _score(flips: Flips, drop: float) -> float:
+    """Tango's statistic (equation 7): standard normal were `drop` the true one."""
+    variance = constrained_variance(flips.lost / flips.n, flips.gained / flips.n, drop)
+    distance = flips.drop - drop
+    if variance <= 0:  # nothing may flip, or everything must
+        return math.copysign(math.inf, distance) if distance else 0.0
+    return distance * math.sqrt(flips.n / variance)
+
+
+def constrained_variance(lost: float, gained: float, drop: float) -> float:
+    """A pair's variance at the likeliest rates of flips whose difference is `drop`; `lost` and `gained` are shares.
+
+    With q the rate of samples gained, the likelihood's maximum solves 2 q² + B q + C = 0 (Tango 1998, equation 6).
+    """
+    b = (2 - lost + gained) * drop - lost - gained
+    c = -gained * drop * (1 - drop)
+    q = (math.sqrt(max(b * b - 8 * c, 0.0)) - b) / 4
+    return 2 * q + drop * (1 - drop)
+
+
+def samples_to_decide(flips: Flips, max_drop: float, alpha: float, power: float = 0.8) -> int | None:
+    """How many samples would let a comparison decide with probability `power`, were flips as frequent as they were.
+
+    A normal approximation. *Not worse* (drop below max_drop) needs an interval whose upper limit lies below max_drop;
+    *worse* (drop above it) needs a significant McNemar test, and a drop above max_drop. None when no number would do:
+    the drop equals max_drop. Always more than `flips.n`, since it is asked when those were too few.
+    """
+    check_share("max_drop", max_drop)
+    check_share("alpha", alpha)
+    check_share("power", power)
+    if math.isclose(flips.drop, max_drop, rel_tol=1e-9):
+        return None
+    needed = _for_not_worse if flips.drop < max_drop else _for_worse
+    return max(math.ceil(needed(flips, max_drop, quantile(1 - alpha), NormalDist().inv_cdf(power))), flips.n + 1)
+
+
+def _for_not_worse(flips: Flips, max_drop: float, z: float, z_power: float) -> float:
+    lost, gained, drop = flips.lost / flips.n, flips.gained / flips.n, flips.drop
+    at_limit, seen = constrained_variance(lost, gained, max_drop), lost + gained - drop**2
+    return ((z * math.sqrt(at_limit) + z_power * math.sqrt(seen)) / (max_drop - drop)) ** 2
+
+
+def _for_worse(flips: Flips, max_drop: float, z: float, z_power: float) -> float:
+    """For McNemar's test: Connor 1987, with Fleiss' continuity correction, since the exact test is conservative."""
+    drop = flips.drop
+    rate = (flips.lost + flips.gained) / flips.n
+    variance = rate - drop**2
+    significant = ((z * math.sqrt(rate) + z_power * math.sqrt(variance)) / drop) ** 2
+    significant = significant / 4 * (1 + math.sqrt(1 + 4 / (significant * drop))) ** 2
+    return max(significant, variance * (z_power / (drop - max_drop)) ** 2)
