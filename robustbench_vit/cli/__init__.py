@@ -1,6 +1,13 @@
 """The command line: parse, call one function, print. Nothing here imports torch before a command needs it."""
 
-from robustbench_vit.cli import cards, runs, single, tables, verify  # importing a module of commands registers them
+from robustbench_vit.cli import (  # importing a module of commands registers them
+    cards,
+    compare,
+    runs,
+    single,
+    tables,
+    verify,
+)
 from robustbench_vit.cli.app import app, main
 
-__all__ = ["app", "cards", "main", "runs", "single", "tables", "verify"]
+__all__ = ["app", "cards", "compare", "main", "runs", "single", "tables", "verify"]
