@@ -87,8 +87,12 @@ def load(name: str, workspace: Workspace) -> Source:
 
 
 def _elsewhere(folder: Path) -> str:
-    """Where below `folder` records lie, to say in an error."""
-    found = sorted(str(path.parent) for path in folder.glob("*/records") if any(path.glob("*.json")))
+    """Which folders inside `folder` hold records, to say in an error."""
+    found = sorted(
+        str(inside)
+        for inside in (folder.iterdir() if folder.is_dir() else ())
+        if any(inside.glob("records/*.json")) or any(inside.glob("*.json"))
+    )
     return f"; did you mean {', '.join(found[:3])}{', …' if len(found) > 3 else ''}?" if found else ""
 
 
