@@ -1,15 +1,20 @@
 """The columns a board's card may name, and what each shows of a record.
 
+rank                      1 + the number of rows significantly above, under the last attack and the first eps
 entry, model, defense     what stands on the card
+family, training_seed     of entries that are one recipe trained several times
 clean                     share classified correctly without an attack
+clean:interval            the same with its interval
 ATTACK                    share that survives every lane of the attack
 ATTACK:interval           the same with its interval
 ATTACK:majority           of random models: share that most draws classify correctly, whatever the attack found
+ATTACK:majority:interval  the same with its interval
 ATTACK:survivors          a column for each lane: samples still robust after it
 ATTACK:forwards           model passes per sample, a mean over all samples
 ATTACK:backwards
 ATTACK:seconds            wall time of the attack
 seconds                   wall time of all the board's attacks
+n                         samples evaluated
 parameters                of the model
 policy                    A deterministic, B answers at random, C no useful gradient
 precision                 in which adversarial images were searched; shown by itself where one isn't fp32
@@ -27,12 +32,15 @@ from robustbench_vit.cards.numbers import show_number
 from robustbench_vit.cards.schema import PRECISIONS
 from robustbench_vit.errors import InputError, nearest
 from robustbench_vit.records import Evidence, Record
+from robustbench_vit.records.rows import MAJORITY
+from robustbench_vit.statistics import INTERVALS
 
 
 class Kind(StrEnum):
     """What a column's values are, and so how they are written."""
 
     TEXT = "text"
+    LABEL = "label"  # an integer that names something
     SHARE = "share"  # in [0, 1]
     INTERVAL = "interval"  # an Estimate
     COUNT = "count"
@@ -54,48 +62,60 @@ Value = str | int | float | Estimate | None
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What the cells of a row are made from."""
+
+    entry: Entry
+    record: Record  # complete
+    rank: int | None = None  # among the rows; None where ranks mean nothing
+
+
+@dataclass(frozen=True)
 class Column:
     """A column of a table; `of_entry` columns need no record."""
 
     key: str
     title: str
     kind: Kind
-    value: Callable[[Entry, Record], Value]
-    of_entry: Callable[[Entry], str] | None = None
+    value: Callable[[Measured], Value]
+    of_entry: Callable[[Entry], Value] | None = None
 
 
-def _entry_column(key: str, of_entry: Callable[[Entry], str]) -> Column:
-    return Column(key, key, Kind.TEXT, lambda entry, record: of_entry(entry), of_entry)
+def _entry_column(key: str, of_entry: Callable[[Entry], Value], kind: Kind = Kind.TEXT) -> Column:
+    title = key.replace("_", " ")
+    return Column(key, title, kind, lambda measured: of_entry(measured.entry), of_entry)
 
 
-def _parameters(entry: Entry, record: Record) -> Value:
-    return record.entry.get("parameters")
-
-
-def _reliability(entry: Entry, record: Record) -> Value:
-    found = [judgement.reliability for judgement in record.judgements]
+def _reliability(measured: Measured) -> Value:
+    found = [judgement.reliability for judgement in measured.record.judgements]
     if not found:
         return "not assessed"
     worst = max(found, key=lambda reliability: list(Evidence).index(reliability.evidence))
     return worst.flag or "none"
 
 
+RANK = "rank"
 _FIXED = {
+    RANK: Column(RANK, RANK, Kind.LABEL, lambda measured: measured.rank),
     "entry": _entry_column("entry", lambda entry: entry.name),
     "model": _entry_column("model", lambda entry: entry.model),
     "defense": _entry_column("defense", lambda entry: entry.defense),
-    "clean": Column("clean", "clean %", Kind.SHARE, lambda entry, record: record.clean_accuracy),
-    "parameters": Column("parameters", "parameters", Kind.COUNT, _parameters),
-    "policy": Column("policy", "policy", Kind.TEXT, lambda entry, record: record.policy),
-    "precision": Column("precision", "precision", Kind.TEXT, lambda entry, record: record.protocol["precision"]),
+    "family": _entry_column("family", lambda entry: entry.family),
+    "training_seed": _entry_column("training_seed", lambda entry: entry.training_seed, Kind.LABEL),
+    "clean": Column("clean", "clean %", Kind.SHARE, lambda measured: measured.record.clean_accuracy),
+    "n": Column("n", "n", Kind.COUNT, lambda measured: measured.record.n),
+    "parameters": Column("parameters", "parameters", Kind.COUNT, lambda m: m.record.entry.get("parameters")),
+    "policy": Column("policy", "policy", Kind.TEXT, lambda measured: measured.record.policy),
+    "precision": Column("precision", "precision", Kind.TEXT, lambda m: m.record.protocol["precision"]),
     "reliability": Column("reliability", "masked gradients", Kind.TEXT, _reliability),
 }
-_PER_ATTACK = ("interval", "majority", "survivors", "forwards", "backwards", "seconds")
+_OF_THE_BOARD = ("clean:interval", "seconds")
+_PER_ATTACK = ("interval", "majority", "majority:interval", "survivors", "forwards", "backwards", "seconds")
 
 
 def column_names(attacks: Sequence[str]) -> list[str]:
     """Every column that a board with these attacks may name."""
-    return [*_FIXED, "seconds", *(n for a in attacks for n in (a, *(f"{a}:{part}" for part in _PER_ATTACK)))]
+    return [*_FIXED, *_OF_THE_BOARD, *(n for a in attacks for n in (a, *(f"{a}:{part}" for part in _PER_ATTACK)))]
 
 
 def column_faults(card: BoardCard, where: str) -> list[str]:
@@ -124,60 +144,82 @@ def columns(
         raise InputError("\n".join(faults))
     names = list(card.columns)
     if "precision" not in names and any(precision != PRECISIONS[0] for precision in precisions):
-        names.insert(1, "precision")
+        names.insert(names.index("entry") + 1 if "entry" in names else 0, "precision")
     return [column for name in names for column in _columns(name, card, lanes)]
+
+
+def ranking_keys(card: BoardCard) -> tuple[str, str]:
+    """The keys of the columns that show what rows are ranked by: the last attack at the first eps."""
+    key = f"{card.attacks[-1]}{_suffix(card, card.eps[0])}"
+    return key, f"{key}:interval"
+
+
+def _suffix(card: BoardCard, eps: float) -> str:
+    """Tells budgets apart where a board has several."""
+    return f"@{show_number(eps)}" if len(card.eps) > 1 else ""
 
 
 def _columns(name: str, card: BoardCard, lanes: Mapping[str, Sequence[str]]) -> list[Column]:
     if name in _FIXED:
         return [_FIXED[name]]
     if name == "seconds":
-        return [Column(name, name, Kind.SECONDS, lambda entry, record: _seconds(record, card.attacks))]
+        return [Column(name, name, Kind.SECONDS, lambda measured: _seconds(measured.record, card.attacks))]
+    if name == "clean:interval":
+        return [Column(name, f"clean {_percent(card)}", Kind.INTERVAL, lambda measured: _clean(measured.record, card))]
     attack, _, part = name.partition(":")
     if part == "seconds":
-        return [Column(name, f"{attack} s", Kind.SECONDS, lambda entry, record: _seconds(record, [attack]))]
-    several = len(card.eps) > 1
+        return [Column(name, f"{attack} s", Kind.SECONDS, lambda measured: _seconds(measured.record, [attack]))]
+    if part == "survivors":
+        return [column for eps in card.eps for column in _survivors(attack, eps, _suffix(card, eps), lanes[attack])]
+    return [_at(attack, part, eps, card) for eps in card.eps]
+
+
+def _percent(card: BoardCard) -> str:
+    return f"% [{100 * card.confidence:g} %]"
+
+
+def _clean(record: Record, card: BoardCard) -> Estimate:
+    share, n = record.clean_accuracy, record.n
+    return Estimate(share, *INTERVALS[card.interval](round(share * n), n, card.confidence))
+
+
+def _survivors(attack: str, eps: float, suffix: str, lanes: Sequence[str]) -> list[Column]:
+    """A column for each lane; a stand-in that ran in the attack's place has others, which are left empty."""
+
+    def after(lane: str) -> Callable[[Measured], Value]:
+        return lambda measured: measured.record.survivors(attack, eps).get(lane)
+
     return [
-        column
-        for eps in card.eps
-        for column in _at(attack, part, eps, card, lanes[attack], f"@{show_number(eps)}" if several else "")
+        Column(f"{attack}{suffix}:survivors:{lane}", f"after {lane}{suffix}", Kind.COUNT, after(lane)) for lane in lanes
     ]
 
 
-def _at(attack: str, part: str, eps: float, card: BoardCard, lanes: Sequence[str], suffix: str) -> list[Column]:
-    """The columns of one attack at one eps; `suffix` tells budgets apart where a board has several."""
-    key = f"{attack}{suffix}:{part}" if part else f"{attack}{suffix}"
-    if part == "survivors":
-        return [
-            Column(
-                f"{key}:{lane}",
-                f"after {lane}{suffix}",
-                Kind.COUNT,
-                lambda entry, record, lane=lane: record.survivors(attack, eps).get(lane),  # a stand-in has others
-            )
-            for lane in lanes
-        ]
-    if part == "interval":
-
-        def estimate(entry: Entry, record: Record) -> Value:
-            chosen = record.at(attack, eps)
-            return Estimate(chosen.robust_accuracy, *chosen.interval(card.confidence))
-
-        return [Column(key, f"{attack}{suffix} % [{100 * card.confidence:g} %]", Kind.INTERVAL, estimate)]
-    if part == "majority":
-
-        def majority(entry: Entry, record: Record) -> Value:
-            judged = "majority" in record.criteria
-            return record.at(attack, eps, "majority").robust_accuracy if judged else None
-
-        return [Column(key, f"{attack}{suffix} by majority %", Kind.SHARE, majority)]
+def _at(attack: str, part: str, eps: float, card: BoardCard) -> Column:
+    """The column of one attack at one eps."""
+    suffix = _suffix(card, eps)
+    name = f"{attack}{suffix}"
+    key = f"{name}:{part}" if part else name
     if part in ("forwards", "backwards"):
-        return [Column(key, f"{part}{suffix}", Kind.MEAN, lambda entry, record: _mean(record.at(attack, eps), part))]
-    return [Column(key, f"{key} %", Kind.SHARE, lambda entry, record: record.at(attack, eps).robust_accuracy)]
+        return Column(key, f"{part}{suffix}", Kind.MEAN, lambda measured: measured.record.at(attack, eps).mean(part))
+    by_majority = part.startswith(MAJORITY)
 
+    def chosen(record: Record) -> Record | None:
+        if not by_majority:
+            return record.at(attack, eps)
+        return record.at(attack, eps, MAJORITY) if MAJORITY in record.criteria else None
 
-def _mean(record: Record, part: str) -> float:
-    return sum(getattr(outcome, part) for outcome in record.outcomes) / len(record.outcomes)  # equal by any criterion
+    def share(measured: Measured) -> Value:
+        found = chosen(measured.record)
+        return None if found is None else found.robust_accuracy
+
+    def estimate(measured: Measured) -> Value:
+        found = chosen(measured.record)
+        return found and Estimate(found.robust_accuracy, *found.interval(card.confidence, card.interval))
+
+    title = f"{name} by majority" if by_majority else name
+    if part.endswith("interval"):
+        return Column(key, f"{title} {_percent(card)}", Kind.INTERVAL, estimate)
+    return Column(key, f"{title} %", Kind.SHARE, share)
 
 
 def _seconds(record: Record, attacks: Sequence[str]) -> Value:

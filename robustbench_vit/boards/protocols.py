@@ -40,8 +40,12 @@ def require_board(board: Loaded[BoardCard], workspace: Workspace, records: Mappi
     The number of samples is not compared (a trial run takes fewer; tables say how many), and neither are the attacks'
     settings in a smoke profile, which shortens them.
     """
+    for_profile: dict[bool, dict[str, Any]] = {}
     for name, record in records.items():
-        expected = _expected(board.card, workspace, board.shown, settings=record.protocol.get("profile") == "full")
+        settings = record.protocol.get("profile") == "full"
+        if settings not in for_profile:  # resolving attacks reads their cards
+            for_profile[settings] = _expected(board.card, workspace, board.shown, settings)
+        expected = for_profile[settings]
         _require_equal(
             f"{board.shown} and the record of '{name}' do not belong together; they differ",
             _but_admitted(expected, board.card.precision),

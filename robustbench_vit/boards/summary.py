@@ -43,8 +43,8 @@ def _point(record: Record, attack: str, eps: float) -> dict[str, Any]:
         **({} if smoke else {"interval_95": list(record.interval(0.95))}),
         **({"by_majority": record.at(criterion=MAJORITY).robust_accuracy} if MAJORITY in record.criteria else {}),
         "survivors": record.survivors(attack, eps),
-        "forwards_per_sample": sum(o.forwards for o in record.outcomes) / len(record.outcomes),
-        "backwards_per_sample": sum(o.backwards for o in record.outcomes) / len(record.outcomes),
+        "forwards_per_sample": record.mean("forwards"),
+        "backwards_per_sample": record.mean("backwards"),
         "reliability": judged.to_dict(timed=False) if (judged := record.reliability) else None,
     }
 

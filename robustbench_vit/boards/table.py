@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
-from robustbench_vit.boards.columns import Column, Value, columns
+from robustbench_vit.boards.columns import RANK, Column, Kind, Measured, Value, columns
+from robustbench_vit.boards.families import Family, families
+from robustbench_vit.boards.flat import field_names, field_values
 from robustbench_vit.boards.protocols import require_board, require_one_protocol
+from robustbench_vit.boards.ranking import ranked
 from robustbench_vit.cards import BoardCard, Entry, Loaded, Workspace
 from robustbench_vit.errors import ProtocolMismatchError
-from robustbench_vit.records import Record, Reliability, Status
+from robustbench_vit.records import Record, Reliability
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NO_RECORD = "no record"
 INCOMPLETE = "incomplete"
@@ -25,6 +31,7 @@ class Row:
     note: str | None = None
     reliability: Mapping[float, Reliability] = field(default_factory=dict)  # of the ranking attack, by eps
     policy: str | None = None
+    rank: int | None = None  # None without a record, and where ranks mean nothing
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,45 @@ class Table:
     profile: str  # 'full', or 'smoke': numbers that mean nothing
     protocol_ids: Mapping[str, str]  # by precision, in the card's order; one entry, but where rows differ in it
     custom: Mapping[str, tuple[str, ...]]  # attacks that bear a published protocol's name and are not it
+    families: tuple[Family, ...] = ()  # recipes with several trainings
+
+    def custom_name(self, text: str) -> str | None:
+        """The attack whose column's title or key this is, when it isn't what its name claims."""
+        return next((n for n in self.custom if text == n or text.startswith((f"{n} ", f"{n}@", f"{n}:"))), None)
+
+    def field_names(self) -> list[str]:
+        """The names of a row's values, an interval being three; those of a custom attack start with `custom:`."""
+        return [name for column in self.columns for name in self._fields(column)]
+
+    def _fields(self, column: Column) -> list[str]:
+        return [f"custom:{name}" if self.custom_name(name) else name for name in field_names(column)]
+
+    def to_frame(self) -> pd.DataFrame:
+        """A pandas row per entry, best first, under the same names as in the CSV; `rank` and `entry` are always there.
+
+        Shares are fractions, and what has no record is missing (NaN or NA).
+        """
+        import pandas as pd
+
+        rows = [field_values(row.cells, self.columns) for row in self.rows]
+        frame = pd.DataFrame(rows, columns=self.field_names())
+        types = {name: _DTYPES[column.kind] for column in self.columns for name in self._fields(column)}
+        always = {RANK: [row.rank for row in self.rows], "entry": [row.entry for row in self.rows]}
+        for place, name in enumerate(name for name in always if name not in types):
+            frame.insert(place, name, always[name])
+        return frame.astype({**types, RANK: _DTYPES[Kind.LABEL]})
+
+
+_DTYPES = {
+    Kind.TEXT: "object",
+    Kind.LABEL: "Int64",
+    Kind.COUNT: "Int64",
+    Kind.SHARE: "float64",
+    Kind.INTERVAL: "float64",
+    Kind.MEAN: "float64",
+    Kind.SECONDS: "float64",
+}
+"""How pandas holds the numbers; pandas' Int64 may be missing."""
 
 
 def build_table(board: Loaded[BoardCard], workspace: Workspace, records: Mapping[str, Record]) -> Table:
@@ -51,21 +97,30 @@ def build_table(board: Loaded[BoardCard], workspace: Workspace, records: Mapping
     require_one_protocol(held, card.precision)
     require_board(board, workspace, held)
     _require_entries(board, held)
-    lanes = {attack: [lane.name for lane in workspace.lanes(attack, card.norm, board.shown)] for attack in card.attacks}
-    ids = _protocol_ids(card, held)
-    shown = columns(card, board.shown, lanes, list(ids))
-    rows = [_row(entry, held.get(entry.name), shown) for entry in sorted(card.entries, key=_order(card, held))]
     first = next(iter(held.values()), None)
+    profile = first.protocol["profile"] if first else "full"
+    decisive = {name: r.at(card.attacks[-1], card.eps[0]) for name, r in held.items() if r.complete}
+    ids = _protocol_ids(card, held)
+    shown = columns(card, board.shown, _lanes(board, workspace), list(ids))
+    ranks = ranked(decisive, card.alpha) if profile == "full" else {}
+    entries = sorted(card.entries, key=_order(decisive))
     return Table(
         board=board.name,
         card=card,
         columns=tuple(shown),
-        rows=tuple(rows),
+        rows=tuple(_row(entry, held.get(entry.name), entry.name in decisive, ranks, shown) for entry in entries),
         samples=first.n if first else None,
-        profile=first.protocol["profile"] if first else "full",
+        profile=profile,
         protocol_ids=ids,
         custom=_custom(card, first),
+        families=families(card.entries, decisive) if profile == "full" else (),
     )
+
+
+def _lanes(board: Loaded[BoardCard], workspace: Workspace) -> dict[str, list[str]]:
+    """The names of the lanes of every attack."""
+    card = board.card
+    return {attack: [lane.name for lane in workspace.lanes(attack, card.norm, board.shown)] for attack in card.attacks}
 
 
 def _protocol_ids(card: BoardCard, held: Mapping[str, Record]) -> dict[str, str]:
@@ -80,28 +135,24 @@ def _custom(card: BoardCard, first: Record | None) -> dict[str, tuple[str, ...]]
     return {attack: tuple(found) for attack in card.attacks if (found := first.custom(attack))}
 
 
-def complete(record: Record) -> bool:
-    """Whether every sample of the record was run."""
-    return all(outcome.status is not Status.NOT_RUN for outcome in record.outcomes)
-
-
-def _row(entry: Entry, record: Record | None, shown: list[Column]) -> Row:
-    if record is None or not complete(record):
+def _row(entry: Entry, record: Record | None, finished: bool, ranks: Mapping[str, int], shown: Sequence[Column]) -> Row:
+    if record is None or not finished:
         cells = tuple(column.of_entry(entry) if column.of_entry else None for column in shown)
         return Row(entry.name, cells, NO_RECORD if record is None else INCOMPLETE)
+    measured = Measured(entry, record, ranks.get(entry.name))
     judged = {judgement.eps: judgement.reliability for judgement in record.judgements}
-    cells = tuple(column.value(entry, record) for column in shown)
-    return Row(entry.name, cells, reliability=judged, policy=record.policy)
+    cells = tuple(column.value(measured) for column in shown)
+    return Row(entry.name, cells, reliability=judged, policy=record.policy, rank=measured.rank)
 
 
-def _order(card: BoardCard, held: Mapping[str, Record]) -> Any:
+def _order(decisive: Mapping[str, Record]) -> Callable[[Entry], tuple[bool, float, float, str]]:
     """A sort key: robust accuracy, then clean accuracy, then name; entries without a complete record come last."""
 
     def key(entry: Entry) -> tuple[bool, float, float, str]:
-        record = held.get(entry.name)
-        if record is None or not complete(record):
+        record = decisive.get(entry.name)
+        if record is None:
             return (True, 0.0, 0.0, entry.name)
-        return (False, -record.at(card.attacks[-1], card.eps[0]).robust_accuracy, -record.clean_accuracy, entry.name)
+        return (False, -record.robust_accuracy, -record.clean_accuracy, entry.name)
 
     return key
 

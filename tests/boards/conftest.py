@@ -74,19 +74,29 @@ def made(make_board: Callable[..., Made]) -> Made:
 
 @pytest.fixture
 def make_record() -> Callable[..., Record]:
-    """A record of ten samples: `wrong` misclassified, and as many broken by each lane as `broken` says."""
+    """A record of ten samples: `wrong` misclassified, and as many broken by each lane as `broken` says.
 
-    def make(made: Made, name: str, wrong: int = 1, broken: tuple[int, ...] = (2, 1, 0, 0), **over: Any) -> Record:
+    Or a record of as many samples as `robust` has digits: 1 robust, 0 broken by the first lane.
+    """
+
+    def make(
+        made: Made,
+        name: str,
+        wrong: int = 1,
+        broken: tuple[int, ...] = (2, 1, 0, 0),
+        robust: str | None = None,
+        **over: Any,
+    ) -> Record:
         entry = next(e for e in made.board.card.entries if e.name == name)
         protocol = {**protocol_of(made), **over.pop("protocol", {})}
-        outcomes = tuple(
-            outcome
-            for eps in made.board.card.eps
-            for attack in made.board.card.attacks
-            for outcome in _outcomes(
-                attack, eps, wrong, broken, [lane.name for lane in made.workspace.lanes(attack, made.board.card.norm)]
-            )
-        )
+        outcomes: list[Outcome] = []
+        for eps in made.board.card.eps:
+            for attack in made.board.card.attacks:
+                lanes = [lane.name for lane in made.workspace.lanes(attack, made.board.card.norm)]
+                if robust is None:
+                    outcomes += _outcomes(attack, eps, wrong, _broken_by(wrong, broken, lanes))
+                else:
+                    outcomes += _outcomes(attack, eps, 0, [None if digit == "1" else lanes[0] for digit in robust])
         said = {
             "name": name,
             "model": entry.model,
@@ -94,7 +104,7 @@ def make_record() -> Callable[..., Record]:
             "parameters": 12345,
             **over.pop("entry", {}),
         }
-        return Record(said, protocol, outcomes, (), {"seconds": {"pgd-40": 1.25, "autoattack": 250.5}}, **over)
+        return Record(said, protocol, tuple(outcomes), (), {"seconds": {"pgd-40": 1.25, "autoattack": 250.5}}, **over)
 
     return make
 
@@ -112,13 +122,17 @@ def protocol_of(made: Made) -> dict[str, Any]:
     }
 
 
-def _outcomes(attack: str, eps: float, wrong: int, broken: tuple[int, ...], lanes: list[str]) -> list[Outcome]:
-    """pgd-40 breaks what the first lane of autoattack breaks."""
+def _broken_by(wrong: int, broken: tuple[int, ...], lanes: list[str]) -> list[str | None]:
+    """For each of ten samples the lane that broke it; pgd-40 breaks what the first lane of autoattack breaks."""
     by = [lane for lane, count in zip(lanes, broken, strict=False) for _ in range(count)]
-    status = [Status.MISCLASSIFIED] * wrong + [Status.BROKEN] * len(by)
-    status += [Status.SURVIVED] * (10 - len(status))
-    lane = [None] * wrong + by + [None] * (10 - wrong - len(by))
+    return [*[None] * wrong, *by, *[None] * (10 - wrong - len(by))]
+
+
+def _outcomes(attack: str, eps: float, wrong: int, by: list[str | None]) -> list[Outcome]:
+    """The first `wrong` samples are misclassified, the others broken by a lane or robust."""
+    status = [Status.SURVIVED if lane is None else Status.BROKEN for lane in by]
+    status[:wrong] = [Status.MISCLASSIFIED] * wrong
     return [
         Outcome(f"digits:{i}", attack, "linf", eps, "untargeted", s, by=b, forwards=100 * i, backwards=i)
-        for i, (s, b) in enumerate(zip(status, lane, strict=True))
+        for i, (s, b) in enumerate(zip(status, by, strict=True))
     ]

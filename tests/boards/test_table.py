@@ -15,7 +15,7 @@ from robustbench_vit.cards.workspace import builtin_layer
 from robustbench_vit.differences import differences
 from robustbench_vit.errors import InputError, ProtocolMismatchError
 from robustbench_vit.records import Record, Status
-from robustbench_vit.statistics import wilson
+from robustbench_vit.statistics import clopper_pearson, wilson
 
 Make = Callable[..., Any]
 
@@ -87,9 +87,38 @@ def test_every_column_that_may_be_named_works(make_board: Make, make_record: Mak
     old = "entry, model, clean, pgd-40, 'autoattack:interval', 'autoattack:survivors', 'autoattack:forwards', seconds"
     made = make_board((old, quoted))
     row = cells(build_table(made.board, made.workspace, {"weak": make_record(made, "weak")}), "weak")
-    assert {key for key, value in row.items() if value is None} == {"pgd-40:majority", "autoattack:majority"}
+    of_random_models = {f"{a}:majority{i}" for a in ("pgd-40", "autoattack") for i in ("", ":interval")}
+    assert {key for key, value in row.items() if value is None} == {*of_random_models, "family", "training_seed"}
+    assert (row["n"], row["rank"]) == (10, 1)
+    assert row["clean:interval"] == Estimate(0.9, *wilson(9, 10, 0.95))
     assert row["pgd-40:seconds"] == 1.25
     assert row["autoattack:backwards"] == 4.5
+
+
+def test_the_card_chooses_the_interval(make_board: Make, make_record: Make) -> None:
+    made = make_board(
+        ("interval: wilson", "interval: clopper-pearson"),
+        ("confidence: 0.95", "confidence: 0.9"),
+        ("clean, pgd-40", "'clean:interval', 'pgd-40:interval'"),
+    )
+    row = cells(build_table(made.board, made.workspace, {"weak": make_record(made, "weak")}), "weak")
+    assert row["clean:interval"] == Estimate(0.9, *clopper_pearson(9, 10, 0.9))
+    assert row["pgd-40:interval"] == Estimate(0.7, *clopper_pearson(7, 10, 0.9))
+    assert row["autoattack:interval"] == Estimate(0.6, *clopper_pearson(6, 10, 0.9))
+
+
+def test_random_models_have_both_criteria_with_intervals(make_board: Make, make_record: Make) -> None:
+    made = make_board(("'autoattack:survivors'", "'autoattack:majority', 'autoattack:majority:interval'"))
+    record = make_record(made, "weak", protocol={"criterion": "untargeted"})
+    most = [
+        dataclasses.replace(o, criterion="majority", status=Status.SURVIVED if o.by == "apgd-t" else o.status)
+        for o in record.outcomes
+    ]
+    both = dataclasses.replace(record, outcomes=(*record.outcomes, *most))
+    row = cells(build_table(made.board, made.workspace, {"weak": both}), "weak")
+    assert row["autoattack:interval"] == Estimate(0.6, *wilson(6, 10))
+    assert row["autoattack:majority"] == 0.7
+    assert row["autoattack:majority:interval"] == Estimate(0.7, *wilson(7, 10))
 
 
 def test_unknown_time_is_nothing_not_zero(made: Any, make_record: Make) -> None:
@@ -211,10 +240,14 @@ def test_a_record_that_went_through_json_gives_the_same_table(made: Any, make_re
     assert loaded.protocol_ids == direct.protocol_ids
 
 
+def test_the_page_on_boards_names_every_column() -> None:
+    page = (builtin_layer() / "leaderboards" / "README.md").read_text(encoding="utf-8")
+    assert [name for name in column_names(["ATTACK"]) if f"`{name}`" not in page] == []
+
+
 def test_the_built_in_boards_have_tables() -> None:
     workspace = Workspace((builtin_layer(),))
     for name in workspace.names("board"):
         board = workspace.board(name)
         table = build_table(board, workspace, {})
-        assert {row.note for row in table.rows} == {"no record"}
-        assert len(table.rows) == len(board.card.entries)
+        assert [row.note for row in table.rows] == ["no record"] * len(board.card.entries)
