@@ -56,6 +56,7 @@ LIGHT = [
     "data",
     "cli",
     "cli.app",
+    "testing.plugin",
     "models.catalogue",
     "registry",
     "errors",
