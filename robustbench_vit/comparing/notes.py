@@ -17,10 +17,15 @@ CIRCUMSTANCES = ("platform", "python", "packages", "git_commit", "git_dirty", "d
 
 
 def item_notes(pair: Pair, attack: str, eps: float, found: Paired) -> Iterator[str]:
-    """Which samples were compared, why the same weights may have other verdicts, and what masks gradients."""
+    """Which samples were compared, why the same weights may have other verdicts, and what masks gradients.
+
+    Of two equal protocols, so that what the baseline's says holds for both.
+    """
     n, (before, after) = len(found.samples), found.of
     if n < max(before, after):
         yield f"compared on {n:,} shared samples, of {before:,} in the baseline and {after:,} in the candidate"
+    if pair.baseline.protocol.get("profile") == "until":
+        yield "both runs stopped as soon as their accuracy was known well enough; p and interval hold approximately"
     changed = sum(one != other for one, other in zip(*found.verdicts, strict=True))
     if changed and pair.equal_weights:
         yield (

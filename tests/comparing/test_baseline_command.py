@@ -35,7 +35,7 @@ def test_records_are_replaced_and_added_and_the_reason_is_kept(rbvit: Rbvit, bot
     old, new = both
     ran = rbvit("baseline", "update", old, new, "--reason", " a smaller net ")
     assert (ran.code, ran.err) == (0, "")
-    assert ran.out.startswith("net, cascade (linf 0.1): worse. 52.6 % → 47.4 %")
+    assert ran.out.startswith("net, cascade (linf 0.1): worse. robust 52.6 % → 47.4 %")
     assert "more: added\n" in ran.out
     assert f"2 of 2 written to {old}\nlogged in {old / 'baseline.jsonl'}\n" in ran.out
     held = load_records(old)

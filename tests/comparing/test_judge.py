@@ -234,6 +234,13 @@ def test_another_lane_that_breaks_a_sample_is_another_verdict() -> None:
     )
 
 
+def test_runs_that_stopped_by_what_they_found_are_told() -> None:
+    record = make_record("rb" * 100, protocol={"profile": "until", "until": {"half_width": 0.02}})
+    assert compared(record, record).items[0].notes == (
+        "both runs stopped as soon as their accuracy was known well enough; p and interval hold approximately",
+    )
+
+
 def test_unknown_weights_are_not_equal() -> None:
     record = make_record("rb", weights=None)
     assert not compared(record, record).items[0].equal_weights

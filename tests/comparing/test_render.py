@@ -48,8 +48,8 @@ def test_text_says_it_in_plain_words(mixed: Comparison) -> None:
     lines = text(mixed).splitlines()
     assert lines[0] == "baseline old, candidate new"
     assert lines[2] == (
-        "fallen, cascade (linf 0.1): worse. 52.6 % → 47.4 %, a drop of 5.2 points [3.0, 7.8]; 31 samples lost, 5 gained"
-        " of 500, p = 1.3e-05 (3.9e-05 adjusted); clean 100.0 %"
+        "fallen, cascade (linf 0.1): worse. robust 52.6 % → 47.4 %, a drop of 5.2 points [3.0, 7.8]; 31 samples lost,"
+        " 5 gained of 500, p = 1.3e-05 (3.9e-05 adjusted); clean 100.0 %"
     )
     assert lines[3].startswith("  lost: made:0 (lane), made:1 (lane), ")
     assert lines[3].endswith("made:7 (lane), … (23 more)")
@@ -57,8 +57,8 @@ def test_text_says_it_in_plain_words(mixed: Comparison) -> None:
     assert lines[5].startswith("open, cascade (linf 0.1): undecided. ")
     assert " samples would decide, were flips as frequent" in lines[5]
     assert lines[8] == (
-        "calm, cascade (linf 0.1): not worse. 50.0 % → 50.0 %, no change [-0.8, 0.8]; none of 500 samples flipped;"
-        " clean 100.0 %"
+        "calm, cascade (linf 0.1): not worse. robust 50.0 % → 50.0 %, no change [-0.8, 0.8]; none of 500 samples"
+        " flipped; clean 100.0 %"
     )
     assert lines[-1] == (
         "1 worse, 1 undecided, 1 not worse (largest admitted drop 2 points, alpha 0.05, Holm over 3 comparisons)"
@@ -155,7 +155,7 @@ def test_junit_counts_what_fails(mixed: Comparison) -> None:
         failure = next(case for case in cases if case.get("classname") == "fallen").find("failure")
         assert failure is not None
         assert failure.get("type") == "worse"
-        assert (failure.get("message") or "").startswith("worse: 52.6 % → 47.4 %, a drop of 5.2 points")
+        assert (failure.get("message") or "").startswith("worse: robust 52.6 % → 47.4 %, a drop of 5.2 points")
         assert "lost: made:0 (lane)" in (failure.text or "")
 
 

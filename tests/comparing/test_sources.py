@@ -167,6 +167,7 @@ def test_a_smoke_profile_is_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "line"),
     [
+        ({"profile": "until"}, 'profile: "full" / "until"'),
         ({"precision": "bf16"}, 'precision: "fp32" / "bf16"'),
         ({"norm": "l2"}, 'norm: "linf" / "l2"'),
         (

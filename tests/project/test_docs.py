@@ -23,10 +23,12 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
+    "docs/boards.md",
     "docs/records.md",
     "docs/datasets.md",
     "docs/intake.md",
     "docs/checks.md",
+    "docs/compare.md",
     "docs/ground-truth.md",
     "docs/parity.md",
     "docs/performance.md",
@@ -59,9 +61,12 @@ NAMED = sorted({(page, command) for page in PAGES if (ROOT / page).is_file() for
 @pytest.mark.parametrize(("page", "command"), NAMED)
 def test_commands_in_documents_exist(page: str, command: str) -> None:
     words = [word for word in command.split()[1:] if word != "DIR"]
-    name = next(word for word in words if not word.startswith("-"))
-    assert name in COMMANDS
-    options = {option for parameter in COMMANDS[name].params for option in parameter.opts}
+    names = [word for word in words if not word.startswith("-")]
+    assert names[0] in COMMANDS
+    inner = getattr(COMMANDS[names[0]], "commands", {})  # of a group
+    named = inner.get(names[1]) if inner and len(names) > 1 else COMMANDS[names[0]]
+    assert named is not None, names[1]
+    options = {option for parameter in named.params for option in parameter.opts}
     assert {word for word in words if word.startswith("--")} <= options
 
 

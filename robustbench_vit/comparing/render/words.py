@@ -38,9 +38,9 @@ def change(item: Item) -> str:
 
 
 def accuracies(item: Item) -> str:
-    """The robust accuracy before and after: '60.2 % → 55.0 %'."""
+    """The robust accuracy before and after: 'robust 60.2 % → 55.0 %'."""
     before, after = (percent(side.robust_accuracy, side.n) for side in (item.baseline, item.candidate))
-    return f"{before} % → {after} %"
+    return f"robust {before} % → {after} %"
 
 
 def counted(item: Item) -> str:
