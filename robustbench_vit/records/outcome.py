@@ -17,6 +17,17 @@ class Status(StrEnum):
     NOT_RUN = "not_run"
 
 
+ROBUST = (Status.SURVIVED, Status.CERTIFIED)
+"""Statuses of samples that count as robustly classified."""
+
+
+def verdict(status: Status, by: str | None) -> str:
+    """'misclassified', 'robust', or the lane that broke the sample (else the status)."""
+    if status in ROBUST:
+        return "robust"
+    return by if status is Status.BROKEN and by else status.value
+
+
 @dataclass(frozen=True)
 class Outcome:
     """One line of a record: a sample under an attack, a budget and a criterion."""
@@ -39,11 +50,9 @@ class Outcome:
     @property
     def robust(self) -> bool:
         """Whether the sample counts as robustly classified."""
-        return self.status in (Status.SURVIVED, Status.CERTIFIED)
+        return self.status in ROBUST
 
     @property
     def verdict(self) -> str:
         """'misclassified', 'robust', or the lane that broke the sample (else the status)."""
-        if self.robust:
-            return "robust"
-        return self.by if self.status is Status.BROKEN and self.by else self.status.value
+        return verdict(self.status, self.by)

@@ -6,23 +6,23 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from robustbench_vit.errors import InputError
+from robustbench_vit.records import files
 from robustbench_vit.records.outcome import Outcome, Status
+from robustbench_vit.records.outcomes import Outcomes
 from robustbench_vit.records.reliability import Reliability
-from robustbench_vit.storage import write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
-FORMAT = "robustbench_vit/record/2"
 PASSES = ("forwards", "backwards")
 """What of the passes a mean can be asked of."""
 
@@ -61,12 +61,19 @@ class Record:
 
     entry: Mapping[str, Any]  # name, model, defense, weights_sha256, parameters, …
     protocol: Mapping[str, Any]  # what was asked; see plan.py
-    outcomes: tuple[Outcome, ...]
+    outcomes: Sequence[Outcome]  # any may be given; they are kept as `Outcomes`
     findings: tuple[Finding, ...]
     provenance: Mapping[str, Any]  # git commit, versions, device, width, seed, seconds, …; never compared
     images: np.ndarray | None = None  # float32 (n, c, h, w): broken samples' adversarial images, else the clean ones
     policy: str = "A"  # A deterministic and differentiable, B answers at random, C no useful gradient
     judgements: tuple[Judgement, ...] = ()  # how far numbers can be trusted
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "outcomes", Outcomes.of(self.outcomes))
+
+    @property
+    def _held(self) -> Outcomes:
+        return cast(Outcomes, self.outcomes)
 
     @property
     def protocol_id(self) -> str:
@@ -79,28 +86,38 @@ class Record:
         Random models have outcomes by two criteria: 'untargeted' (one wrong draw suffices, as AutoAttack counts) and
         'majority' (more than half of the draws).
         """
-        asked = (("attack", attack), ("eps", eps), ("criterion", criterion))
-        kept = tuple(o for o in self.outcomes if all(v is None or getattr(o, name) == v for name, v in asked))
+        asked = {"attack": attack, "eps": eps, "criterion": criterion}
+        kept = self._held.where(**{name: value for name, value in asked.items() if value is not None})
         if not kept:
-            held = sorted({(o.attack, o.eps) for o in self.outcomes})
             by = f" by criterion {criterion!r}" if criterion else ""
-            raise InputError(f"no outcomes for attack {attack!r} at eps {eps}{by}; the record holds {held}")
+            raise InputError(
+                f"no outcomes for attack {attack!r} at eps {eps}{by}; the record holds {sorted(self.budgets)}"
+            )
         judged = tuple(j for j in self.judgements if attack in (None, j.attack) and eps in (None, j.eps))
         return dataclasses.replace(self, outcomes=kept, judgements=judged)
 
-    def _single(self) -> tuple[Outcome, ...]:
-        held = sorted({(o.attack, o.eps) for o in self.outcomes})
-        if len(held) != 1:
+    def _single(self) -> Outcomes:
+        if len(self.budgets) != 1:
+            held = sorted(self.budgets)
             raise InputError(
                 f"the record holds several attacks or budgets, {held}; choose with record.at(attack=…, eps=…)"
             )
-        by = {o.criterion for o in self.outcomes}
-        return tuple(o for o in self.outcomes if len(by) == 1 or o.criterion == self.protocol["criterion"])
+        return self._held if len(self.criteria) == 1 else self._held.where(criterion=self.protocol["criterion"])
+
+    @property
+    def budgets(self) -> list[tuple[str, float]]:
+        """Every attack and eps that there are outcomes of, in their order."""
+        return self._held.budgets()
 
     @property
     def criteria(self) -> list[str]:
         """How outcomes were judged, the headline's criterion first."""
-        return list(dict.fromkeys(o.criterion for o in self.outcomes))
+        return self._held.criterion.present()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every sample was run."""
+        return not self._held.status.count(Status.NOT_RUN)
 
     @property
     def reliability(self) -> Reliability | None:
@@ -128,36 +145,41 @@ class Record:
     @property
     def n(self) -> int:
         """Samples evaluated."""
-        return len({o.sample for o in self.outcomes})
+        return self._held.sample.distinct()
 
     @property
     def clean_accuracy(self) -> float:
         """Share of samples classified correctly without an attack."""
-        wrong = {o.sample for o in self.outcomes if o.status is Status.MISCLASSIFIED}
-        return 1 - len(wrong) / self.n
+        wrong = self._held.where(status=Status.MISCLASSIFIED)
+        return 1 - wrong.sample.distinct() / self.n
 
     @property
     def robust_accuracy(self) -> float:
         """Share of samples that no lane broke."""
-        outcomes = self._single()
-        return sum(o.robust for o in outcomes) / len(outcomes)
+        robust = self.robust
+        return int(robust.sum()) / len(robust)
 
     @property
     def samples(self) -> list[str]:
         """The ids of the samples, in the order of `robust` and `verdicts`."""
-        return [o.sample for o in self._single()]
+        return self._single().sample.tolist()
 
     @property
     def robust(self) -> np.ndarray:
         """bool (n,): whether no lane broke the sample."""
-        return np.array([o.robust for o in self._single()], bool)
+        return self._single().robust
+
+    @property
+    def verdicts(self) -> list[str]:
+        """One string per sample: 'misclassified', 'robust' or the name of the lane that broke it."""
+        return self._single().verdicts
 
     def mean(self, part: str) -> float:
-        """Model passes per sample, a mean over all samples; misclassified ones cost one forward pass."""
+        """Model passes ('forwards' or 'backwards') per sample, a mean over all; misclassified ones cost one forward."""
         if part not in PASSES:
             raise InputError(f"no mean of '{part}'; there are: {', '.join(PASSES)}")
-        outcomes = self._single()
-        return sum(getattr(o, part) for o in outcomes) / len(outcomes)
+        passes = getattr(self._single(), part).values
+        return int(passes.sum()) / len(passes)
 
     def interval(self, confidence: float = 0.95, method: str = "wilson") -> tuple[float, float]:
         """The interval of the robust accuracy over the draw of the test samples, by one of statistics.INTERVALS."""
@@ -167,11 +189,6 @@ class Record:
             raise InputError(f"no interval '{method}'; there are: {', '.join(INTERVALS)}")
         robust = self.robust
         return INTERVALS[method](int(robust.sum()), len(robust), confidence)
-
-    @property
-    def verdicts(self) -> list[str]:
-        """One string per sample: 'misclassified', 'robust' or the name of the lane that broke it."""
-        return [o.verdict for o in self._single()]
 
     @property
     def adversarials(self) -> Tensor:
@@ -185,10 +202,10 @@ class Record:
     def survivors(self, attack: str, eps: float) -> dict[str, int]:
         """Samples still robust after each lane of an attack, in the order of its lanes."""
         outcomes = self.at(attack, eps)._single()
-        left = sum(o.status is not Status.MISCLASSIFIED for o in outcomes)
+        left = len(outcomes) - outcomes.status.count(Status.MISCLASSIFIED)
         after = {}
         for lane in self.lanes(attack):
-            left -= sum(o.by == lane for o in outcomes)
+            left -= outcomes.by.count(lane)
             after[lane] = left
         return after
 
@@ -196,89 +213,56 @@ class Record:
         """A line per outcome."""
         import pandas as pd
 
-        frame = pd.DataFrame([{**dataclasses.asdict(o), "verdict": o.verdict} for o in self.outcomes])
+        frame = pd.DataFrame({**self._held.lists(), "verdict": self._held.verdicts})
         first = ["sample", "attack", "norm", "eps", "verdict", "by", "forwards", "backwards", "distance"]
         return frame.reindex(columns=[*first, *(c for c in frame.columns if c not in first)])
 
+    def _repr_html_(self) -> str:
+        from robustbench_vit.records.html import card
+
+        return card(self)
+
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON values; outcomes by column."""
-        columns = {f.name: [getattr(o, f.name) for o in self.outcomes] for f in dataclasses.fields(Outcome)}
         return {
-            "format": FORMAT,
+            "format": files.FORMAT,
             "entry": dict(self.entry),
             "protocol_id": self.protocol_id,
             "protocol": dict(self.protocol),
             "policy": self.policy,
             "findings": [dataclasses.asdict(f) for f in self.findings],
             "reliability": [{"attack": j.attack, "eps": j.eps, **j.reliability.to_dict()} for j in self.judgements],
-            "outcomes": _folded(columns),
+            "outcomes": self._held.folded(),
             "provenance": dict(self.provenance),
         }
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the record as JSON to `path`, images beside it as .images.safetensors; atomic. Returns the path."""
-        path = Path(path)
-        if self.images is not None:
-            from safetensors.numpy import save
-
-            write_atomic(_images_beside(path), save({"adversarials": np.ascontiguousarray(self.images)}))
-        else:
-            _images_beside(path).unlink(missing_ok=True)  # of an older record
-        write_atomic(path, (json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n").encode())
-        return path
+        return files.write(path, self.to_dict(), self.images)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Record:
         """The record saved at `path`; raises InputError when it isn't one or was altered."""
         path = Path(path)
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: not a readable record: {error}") from error
-        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-            raise InputError(f'{path}: not a record of this version; expected "format": "{FORMAT}"')
+        raw = files.read(path)
         try:
             record, claimed = _from_dict(raw), raw["protocol_id"]
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             raise InputError(f"{path}: damaged record: {error!r}") from error
         if record.protocol_id != claimed:
             raise InputError(
                 f"{path}: the protocol does not match its id {claimed} (it hashes to {record.protocol_id});"
                 " the file was altered"
             )
-        images = _images_beside(path)
-        return dataclasses.replace(record, images=_load_images(images)) if images.is_file() else record
-
-
-def _images_beside(path: Path) -> Path:
-    """Where a record's images lie; not NAME.safetensors, which may be the model's weights."""
-    return path.with_suffix(".images.safetensors")
-
-
-def _load_images(path: Path) -> np.ndarray:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        return load_file(path)["adversarials"]
-    except (SafetensorError, OSError, KeyError) as error:
-        raise InputError(f"{path}: not the images of a record: {error}") from error
-
-
-def _folded(columns: dict[str, list[Any]]) -> dict[str, Any]:
-    """Columns whose values are all equal as one value: {"n": …, "same": {…}, "each": {…}}."""
-    n = len(next(iter(columns.values())))
-    same = {k: v[0] for k, v in columns.items() if n and all(item == v[0] for item in v)}
-    return {"n": n, "same": same, "each": {k: v for k, v in columns.items() if k not in same}}
+        images = files.read_images(path)
+        return record if images is None else dataclasses.replace(record, images=images)
 
 
 def _from_dict(raw: Mapping[str, Any]) -> Record:
-    folded = raw["outcomes"]
-    rows = [{**folded["same"], **{k: v[i] for k, v in folded["each"].items()}} for i in range(folded["n"])]
     return Record(
         entry=raw["entry"],
         protocol=raw["protocol"],
-        outcomes=tuple(_outcome(row) for row in rows),
+        outcomes=Outcomes.unfolded(raw["outcomes"]),
         findings=tuple(Finding(**f) for f in raw["findings"]),
         provenance=raw["provenance"],
         policy=raw["policy"],
@@ -286,18 +270,14 @@ def _from_dict(raw: Mapping[str, Any]) -> Record:
     )
 
 
-def _outcome(row: dict[str, Any]) -> Outcome:
-    pair = row["k_of_m"]
-    return Outcome(**{**row, "status": Status(row["status"]), "k_of_m": tuple(pair) if pair else None})
-
-
 def same_verdicts(a: Iterable[Outcome], b: Iterable[Outcome]) -> dict[str, list[str]]:
     """Per attack, the samples whose verdict differs between two sets of outcomes (missing ones differ)."""
 
-    def by_key(outcomes: Iterable[Outcome]) -> dict[tuple[str, float, str, str], str]:
-        return {(o.attack, o.eps, o.criterion, o.sample): o.verdict for o in outcomes}
+    def by_key(outcomes: Outcomes) -> dict[tuple[str, float, str, str], str]:
+        held = (outcomes.attack, outcomes.eps, outcomes.criterion, outcomes.sample)
+        return dict(zip(zip(*(column.tolist() for column in held), strict=True), outcomes.verdicts, strict=True))
 
-    left, right = by_key(a), by_key(b)
+    left, right = by_key(Outcomes.of(a)), by_key(Outcomes.of(b))
     differing: dict[str, list[str]] = {}
     for key in sorted(left.keys() | right.keys()):
         if left.get(key) != right.get(key):

@@ -19,6 +19,7 @@ from robustbench_vit.records.record import protocol_id, same_verdicts
 from robustbench_vit.statistics import wilson
 from robustbench_vit.storage import write_atomic
 
+COMMITTED = sorted((Path(__file__).parents[2] / "leaderboards").glob("*/records/*.json"))
 checked = settings(deadline=None, max_examples=60, derandomize=True, database=None)
 LINES = st.lists(
     st.builds(
@@ -98,6 +99,17 @@ def without(*path: str) -> Any:
     return change
 
 
+def with_column(name: str, values: Any) -> Any:
+    """Puts other values into the outcomes."""
+
+    def change(raw: dict[str, Any]) -> dict[str, Any]:
+        raw["outcomes"]["same"].pop(name, None)
+        raw["outcomes"]["each"][name] = values
+        return raw
+
+    return change
+
+
 DAMAGES = {
     "no protocol id": (without("protocol_id"), r"damaged record: KeyError\('protocol_id'\)"),
     "no protocol": (without("protocol"), r"damaged record: KeyError\('protocol'\)"),
@@ -110,6 +122,19 @@ DAMAGES = {
     "another version": (lambda raw: {**raw, "format": "robustbench_vit/record/0"}, "not a record of this version"),
     "a list": (lambda raw: [raw], "not a record of this version"),
     "a list for the protocol": (lambda raw: {**raw, "protocol": [1]}, "does not match its id"),
+    "too many lines": (
+        lambda raw: {**raw, "outcomes": {**raw["outcomes"], "n": 11}},
+        "damaged record: IndexError",
+    ),
+    "a field too many": (
+        lambda raw: {**raw, "outcomes": {**raw["outcomes"], "same": {"odd": 1}}},
+        "damaged record: TypeError.*no field 'odd'",
+    ),
+    "passes in words": (with_column("forwards", ["1"] * 12), "damaged record: TypeError.*'forwards': an integer"),
+    "too many passes": (with_column("forwards", [10**30] * 12), "damaged record: OverflowError"),
+    "ids that are no text": (with_column("sample", [*range(12)]), "damaged record: TypeError"),
+    "a distance that is none": (with_column("distance", [float("nan")] * 12), "damaged record: ValueError"),
+    "a column in words": (with_column("by", "twelve words"), "damaged record: TypeError.*'by' is no list"),
     "outcomes in words": (lambda raw: {**raw, "outcomes": "many"}, "damaged record: TypeError"),
 }
 
@@ -122,6 +147,23 @@ def test_damaged_records_are_refused(record, tmp_path, case):
     with pytest.raises(InputError, match=message) as caught:
         Record.load(path)
     assert str(caught.value).startswith(str(path))
+
+
+@pytest.mark.parametrize("form", ["robustbench_vit/record/3", "robustbench_vit/record/10"])
+def test_a_newer_format_asks_for_an_upgrade(record, tmp_path, form):
+    path = record.save(tmp_path / "made.json")
+    path.write_text(json.dumps({"format": form, "outcomes": "in another way"}))
+    with pytest.raises(InputError) as caught:
+        Record.load(path)
+    assert str(caught.value) == (
+        f"{path}: written by a newer version of robustbench_vit, as {form};"
+        " this version reads robustbench_vit/record/2; upgrade robustbench_vit to read it"
+    )
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: f"{path.parent.parent.name}/{path.stem}")
+def test_committed_records_are_saved_byte_by_byte_as_they_stand(path, tmp_path):
+    assert Record.load(path).save(tmp_path / "again.json").read_bytes() == path.read_bytes()
 
 
 def test_an_unknown_status_is_refused(record, tmp_path):
