@@ -12,7 +12,7 @@ from robustbench_vit.boards.flat import field_names, field_values
 from robustbench_vit.boards.protocols import require_board, require_one_protocol
 from robustbench_vit.boards.ranking import ranked
 from robustbench_vit.cards import BoardCard, Entry, Loaded, Workspace
-from robustbench_vit.errors import ProtocolMismatchError
+from robustbench_vit.errors import InputError, ProtocolMismatchError
 from robustbench_vit.records import Record, Reliability
 
 if TYPE_CHECKING:
@@ -90,9 +90,11 @@ _DTYPES = {
 def build_table(board: Loaded[BoardCard], workspace: Workspace, records: Mapping[str, Record]) -> Table:
     """The table of `records` (by entry), sorted by what survives the board's last attack at its first eps.
 
-    Raises ProtocolMismatchError when records differ in their protocol, or belong to another board, model or defense.
+    Raises ProtocolMismatchError when records differ in their protocol, or belong to another board, model or defense,
+    and InputError for columns that don't exist and levels outside (0, 1).
     """
     card = board.card
+    _require_levels(board)
     held = {entry.name: records[entry.name] for entry in card.entries if entry.name in records}
     require_one_protocol(held, card.precision)
     require_board(board, workspace, held)
@@ -115,6 +117,12 @@ def build_table(board: Loaded[BoardCard], workspace: Workspace, records: Mapping
         custom=_custom(card, first),
         families=families(card.entries, decisive) if profile == "full" else (),
     )
+
+
+def _require_levels(board: Loaded[BoardCard]) -> None:
+    for name in ("confidence", "alpha"):
+        if not 0 < (value := getattr(board.card, name)) < 1:
+            raise InputError(f"{board.shown}: {name} lies between 0 and 1, got {value:g}")
 
 
 def _lanes(board: Loaded[BoardCard], workspace: Workspace) -> dict[str, list[str]]:

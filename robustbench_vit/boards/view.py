@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from robustbench_vit.boards.folder import board_folder, load_records
 from robustbench_vit.boards.formats import html
+from robustbench_vit.boards.reported import ReportedRow, reported_rows
 from robustbench_vit.boards.table import Table, build_table
 from robustbench_vit.cards import BoardCard, Loaded, Workspace, open_workspace
 from robustbench_vit.cards.workspace import FOLDERS
@@ -31,6 +32,7 @@ class BoardView:
     card: BoardCard
     records: Mapping[str, Record]  # by entry
     table: Table
+    reported: tuple[ReportedRow, ...] = ()  # what papers report, apart from what was measured
 
     def to_frame(self) -> pd.DataFrame:
         """See `Table.to_frame`."""
@@ -63,7 +65,8 @@ def load_board(board: StrPath, records: StrPath | None = None) -> BoardView:
         raise InputError(f"no folder with records at {folder}")
     held, card = load_records(folder), found.board.card
     own = {entry.name: held[entry.name] for entry in card.entries if entry.name in held}
-    return BoardView(found.board.name, card, own, build_table(found.board, found.workspace, own))
+    table = build_table(found.board, found.workspace, own)
+    return BoardView(found.board.name, card, own, table, reported_rows(found.board))
 
 
 def _find(board: StrPath) -> _Found:

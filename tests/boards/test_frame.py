@@ -13,6 +13,8 @@ import pytest
 
 import robustbench_vit
 from robustbench_vit.boards import build_table, load_board, render
+from robustbench_vit.cards import Workspace
+from robustbench_vit.cards.workspace import builtin_layer
 from robustbench_vit.errors import InputError, ProtocolMismatchError, UnknownNameError
 from robustbench_vit.statistics import wilson
 
@@ -141,6 +143,14 @@ def test_html_escapes_what_stands_on_the_card(make_board: Make) -> None:
     shown = load_board(made.board.path)._repr_html_()
     assert "&lt;b&gt;&amp;" in shown
     assert "<b>" not in shown
+
+
+@pytest.mark.parametrize("name", Workspace((builtin_layer(),)).names("board"))
+def test_built_in_boards_load_with_what_papers_report(name: str) -> None:
+    view = load_board(name)
+    assert set(view.records) == {entry.name for entry in view.card.entries}
+    assert len(view.to_frame()) == len(view.card.entries)
+    assert len(view.reported) == len([*(builtin_layer() / "leaderboards" / name / "reported").glob("*.json")])
 
 
 def test_load_board_is_public() -> None:

@@ -129,6 +129,18 @@ def test_the_caption_says_what_ranks_mean(three: Any, make_board: Make) -> None:
     assert "McNemar" not in page
 
 
+@pytest.mark.parametrize(("n", "hopeless"), [(5, True), (6, False)])
+def test_too_few_samples_to_rank_anything_are_said_to_be(
+    make_board: Make, make_record: Make, n: int, hopeless: bool
+) -> None:
+    """One pair: the smallest p is 2/2^n, which is 0.063 for five samples and 0.031 for six."""
+    made = make_board(RANKED)
+    records = {"strong": make_record(made, "strong", robust="1" * n), "weak": make_record(made, "weak", robust="0" * n)}
+    page = render(build_table(made.board, made.workspace, records), "md")
+    assert ("; too few samples for any row to be significantly above another; protocol" in page) == hopeless
+    assert ranks(made, records)["weak"] == (1 if hopeless else 2)
+
+
 def test_every_form_has_the_ranks(three: Any) -> None:
     made, records = three
     table = build_table(made.board, made.workspace, records)

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from robustbench_vit.boards import build_table
+from robustbench_vit.boards import FORMATS, build_table, render
 from robustbench_vit.boards.columns import Estimate, column_names
 from robustbench_vit.cards import Workspace
 from robustbench_vit.cards.workspace import builtin_layer
 from robustbench_vit.differences import differences
 from robustbench_vit.errors import InputError, ProtocolMismatchError
-from robustbench_vit.records import Record, Status
+from robustbench_vit.records import Outcome, Record, Status
 from robustbench_vit.statistics import clopper_pearson, wilson
 
 Make = Callable[..., Any]
@@ -221,6 +221,27 @@ def test_an_unknown_column_is_refused(make_board: Make) -> None:
     with pytest.raises(InputError) as caught:
         build_table(made.board, made.workspace, {})
     assert str(caught.value) == "leaderboards/made.yaml: unknown column 'secnods'; did you mean 'seconds'?"
+
+
+@pytest.mark.parametrize(("old", "new"), [("confidence: 0.95", "confidence: 1"), ("alpha: 0.05", "alpha: 0")])
+def test_levels_outside_0_to_1_are_refused(make_board: Make, old: str, new: str) -> None:
+    made = make_board((old, new))
+    name, value = new.split(": ")
+    with pytest.raises(InputError) as caught:
+        build_table(made.board, made.workspace, {})
+    assert str(caught.value) == f"leaderboards/made.yaml: {name} lies between 0 and 1, got {value}"
+
+
+def test_tables_are_counted_by_column(made: Any, make_record: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An object per sample would take minutes on a board of 100 rows and 10,000 samples."""
+    records = {name: make_record(made, name) for name in ("weak", "strong")}
+
+    def none_is_made(*_: Any) -> None:
+        pytest.fail("an outcome was made")
+
+    monkeypatch.setattr(Outcome, "__init__", none_is_made)
+    table = build_table(made.board, made.workspace, records)
+    assert all(render(table, form) for form in FORMATS)
 
 
 def test_differences_are_found_at_any_depth() -> None:

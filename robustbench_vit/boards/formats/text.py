@@ -64,7 +64,15 @@ def _order(table: Table) -> str:
     by = ranking(table.card)
     if all(column.key != RANK for column in table.columns):
         return f"ranked by {by}"
-    return f"ordered by {by}, rank: 1 + rows significantly above ({significance(table.card)})"
+    said = f"ordered by {by}, rank: 1 + rows significantly above ({significance(table.card)})"
+    return f"{said}; too few samples for any row to be significantly above another" if _hopeless(table) else said
+
+
+def _hopeless(table: Table) -> bool:
+    """Whether even a row that keeps every sample could not be told from one that keeps none."""
+    rows = sum(row.rank is not None for row in table.rows)
+    pairs = rows * (rows - 1) // 2
+    return pairs > 0 and pairs * 0.5 ** ((table.samples or 0) - 1) >= table.card.alpha
 
 
 def significance(card: BoardCard) -> str:
