@@ -5,77 +5,95 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from robustbench_vit.statistics.checks import check_share
 
-HALVINGS = 50
+HALVINGS = 40
+TUNED = 0.8
+"""The share of the capital whose bets are at their best when the interval is about as wide as asked for."""
+SCALES = tuple(2.0**k for k in range(-4, 5) if k)
+"""The other bets, for narrower and wider intervals, as multiples of the half-width asked for."""
 
 
 @dataclass(frozen=True)
 class ConfidenceSequence:
-    """Intervals of a proportion that all hold at once with probability 1 - alpha; `take` gives the next.
+    """Intervals of a proportion that all hold at once with probability 1 - alpha; `take` gives the next one.
 
-    A mean m is excluded when the capital of bets against it reaches 1/alpha (Waudby-Smith and Ramdas 2024,
-    arXiv:2010.09686).
+    A mean is excluded for good as soon as bets that the true one is higher, or lower, have made 2/alpha out of 1
+    (Waudby-Smith and Ramdas 2024, arXiv:2010.09686; with constant bets the capital is a likelihood ratio: Wald 1945,
+    Robbins 1970). The interval holds whatever half_width is, but needs fewest samples to become that narrow.
     """
 
     alpha: float
-    half_width: float = 0.02  # where the bets are at their best; the interval holds whatever it is
+    half_width: float = 0.02
     successes: int = 0
     n: int = 0
-    interval: tuple[float, float] = (0.0, 1.0)
+    interval: tuple[float, float] = (0.0, 1.0)  # of all sample sizes up to n
 
     def __post_init__(self) -> None:
         check_share("alpha", self.alpha)
         check_share("half_width", self.half_width)
 
+    @property
+    def narrow(self) -> bool:
+        """Whether the interval is at most half_width to either side of its middle."""
+        low, high = self.interval
+        return high - low <= 2 * self.half_width
+
     def take(self, success: bool) -> ConfidenceSequence:
         """The sequence after one more sample."""
-        successes, n = self.successes + bool(success), self.n + 1
-        low = lower_limit(successes, n, self.half_width, self.alpha / 2)
-        high = 1 - lower_limit(n - successes, n, self.half_width, self.alpha / 2)
-        low, high = max(low, self.interval[0]), min(high, self.interval[1])
-        return replace(self, successes=successes, n=n, interval=(low, high) if low <= high else self.interval)
+        later = replace(self, successes=self.successes + bool(success), n=self.n + 1)
+        low = later._raised(later.successes, self.interval[0])
+        high = 1 - later._raised(later.n - later.successes, 1 - self.interval[1])
+        # An empty intersection (rarer than alpha) would say nothing; the last interval still holds as it did.
+        return replace(later, interval=(low, high) if low < high else self.interval)
 
     def take_many(self, successes: Iterable[bool]) -> ConfidenceSequence:
-        """The sequence after these samples, in their order."""
+        """The sequence after all these samples, one by one."""
         later = self
         for success in successes:
-            later = later.take(bool(success))
+            later = later.take(success)
         return later
 
-
-def lower_limit(successes: int, n: int, half_width: float, alpha: float) -> float:
-    """The smallest mean that the bets on a higher one don't exclude at level alpha."""
-    low, high = 0.0, successes / n
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        excluded = log_capital(successes, n, middle, half_width) >= -math.log(alpha)
-        low, high = (middle, high) if excluded else (low, middle)
-    return low
+    def _raised(self, successes: int, low: float) -> float:
+        """The smallest mean from `low` on that isn't excluded; the capital falls as the mean grows."""
+        needed = math.log(2 / self.alpha)
+        if log_capital(successes, self.n, low, self.half_width) < needed:
+            return low
+        high = successes / self.n
+        if high <= low:  # excluded from above as well: nothing is left here
+            return low
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            if log_capital(successes, self.n, middle, self.half_width) < needed:
+                high = middle
+            else:
+                low = middle
+        return low
 
 
 def log_capital(successes: int, n: int, mean: float, half_width: float) -> float:
-    """Log capital of the bets that the true mean is higher than `mean`, in (0, 1).
+    """Log of what bets that the true mean is above `mean`, in [0, 1), have made out of 1.
 
-    The capital is the likelihood ratio of `mean + step` and `mean`, averaged over steps; it falls as `mean` grows.
+    A bet of step / (mean (1 - mean)) per unit of (success - mean), kept up over all samples, makes the likelihood ratio
+    of mean + step and mean. The capital is split among several steps.
     """
-    logs = [math.log(weight) + _log_ratio(successes, n, mean, step) for step, weight in _steps(half_width)]
-    top = max(logs)
-    return top + math.log(sum(math.exp(log - top) for log in logs)) if top > -math.inf else top
-
-
-def _steps(half_width: float) -> list[tuple[float, float]]:
-    """Steps with their shares of the capital: half of it for the width that is asked for."""
-    others = [k for k in range(-4, 5) if k and half_width * 2.0**k < 1]
-    return [(half_width, 0.5), *((half_width * 2.0**k, 0.5 / len(others)) for k in others)]
-
-
-def _log_ratio(successes: int, n: int, mean: float, step: float) -> float:
-    other = min(mean + step, 1.0)
     if mean <= 0:
-        return math.inf if successes else n * math.log1p(-other)
+        return math.inf if successes else 0.0
     failures = n - successes
-    if failures and other >= 1:
-        return -math.inf
-    return successes * math.log(other / mean) + (failures and failures * math.log((1 - other) / (1 - mean)))
+    logs = []
+    for step, share in _steps(half_width):
+        other = min(mean + step, 1.0)
+        if other < 1 or not failures:
+            lost = failures * math.log((1 - other) / (1 - mean)) if failures else 0.0
+            logs.append(share + successes * math.log(other / mean) + lost)
+    top = max(logs, default=-math.inf)
+    return top + math.log(sum(math.exp(log - top) for log in logs)) if logs else top
+
+
+@lru_cache(maxsize=64)
+def _steps(half_width: float) -> tuple[tuple[float, float], ...]:
+    """Steps from a mean to the one that is bet on, with the log of their shares of the capital."""
+    others = tuple((half_width * scale, math.log((1 - TUNED) / len(SCALES))) for scale in SCALES)
+    return ((half_width, math.log(TUNED)), *others)

@@ -27,13 +27,13 @@ class InOrder(Generic[T]):
     """
 
     def __init__(self, order: Sequence[str]) -> None:
-        if len(set(order)) != len(order):
-            raise InputError("a sample stands in the order twice")
         self._order = tuple(order)
-        self._known = frozenset(order)
+        self._position = {sample: position for position, sample in enumerate(order)}
+        if len(self._position) < len(self._order):
+            twice = next(sample for place, sample in enumerate(order) if self._position[sample] != place)
+            raise InputError(f"sample '{twice}' stands in the order twice")
         self._given = 0
         self._waiting: dict[str, T] = {}
-        self._finished: set[str] = set()
 
     @property
     def given(self) -> int:
@@ -47,11 +47,10 @@ class InOrder(Generic[T]):
 
     def finish(self, sample: str, value: T) -> list[tuple[str, T]]:
         """The samples that may be given out now that `sample` has finished, with their values; maybe none."""
-        if sample not in self._known:
+        if sample not in self._position:
             raise InputError(f"sample '{sample}' does not stand in the order")
-        if sample in self._finished:
+        if sample in self._waiting or self._position[sample] < self._given:
             raise InputError(f"sample '{sample}' finished twice")
-        self._finished.add(sample)
         self._waiting[sample] = value
         ready: list[tuple[str, T]] = []
         while self._given < len(self._order) and self._order[self._given] in self._waiting:
