@@ -43,7 +43,7 @@ def load(name: str, n: int) -> Subject:
     """The model and its first n samples; those of RANDOM are noise, labelled as the model answers."""
     if name in RANDOM:
         return Subject(name, *_random(name, n))
-    if name in PUBLIC:
+    if name in public_nets.NAMES:
         return Subject(name, public_nets.load_net(name), public_nets.net_samples(name, n))
     return Subject(name, *load_entry(name, n))
 
