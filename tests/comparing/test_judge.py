@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from robustbench_vit.comparing import Comparison, Conclusion, Flipped, Item
 from robustbench_vit.comparing.judge import compare, conclude, least_for_not_worse, least_for_worse
 from robustbench_vit.errors import InputError
 from robustbench_vit.records import Evidence, Judgement, Record, Reliability
-from robustbench_vit.statistics import Flips, drop_interval, mcnemar, samples_to_decide, wilson
+from robustbench_vit.statistics import Flips, drop_interval, holm, mcnemar, samples_to_decide, wilson
 from tests.comparing.made import COMMITTED, letters, make_record, source
 
 WORSE, NOT_WORSE, UNDECIDED = Conclusion.WORSE, Conclusion.NOT_WORSE, Conclusion.UNDECIDED
@@ -195,6 +196,38 @@ def test_swapping_the_sides_turns_everything_round(pairs: list[tuple[str, str]])
     assert [flip.sample for flip in back.lost] == [flip.sample for flip in there.gained]
     assert (back.baseline.robust, back.candidate.robust) == (there.candidate.robust, there.baseline.robust)
     assert not (there.conclusion is WORSE and back.conclusion is WORSE)
+
+
+def drawn(lost: float, gained: float, n: int, times: int) -> list[Flips]:
+    """Flips of so many comparisons of n samples, at these rates."""
+    counts = np.random.default_rng(0).multinomial(n, [lost, gained, 1 - lost - gained], times)
+    return [Flips(int(down), int(up), n) for down, up, _ in counts]
+
+
+def test_few_are_called_worse_when_nothing_changed() -> None:
+    """Of boards of ten entries whose samples flip either way alike, at most alpha have anything that is worse."""
+    flips, boards = drawn(0.04, 0.04, 500, 10 * 1000), 1000
+    alarms = 0
+    for i in range(boards):
+        board = flips[10 * i : 10 * (i + 1)]
+        adjusted = holm([mcnemar(each) for each in board])
+        alarms += any(p < 0.05 and each.drop > 0.02 for p, each in zip(adjusted, board, strict=True))
+    assert 0 < alarms / boards < 0.05
+
+
+@pytest.mark.parametrize(("rate", "n"), [(0.02, 1000), (0.06, 1000), (0.06, 4000)])
+def test_a_drop_of_max_drop_is_seldom_called_not_worse(rate: float, n: int) -> None:
+    found = [conclude(flips, mcnemar(flips), 0.02, 0.05) for flips in drawn(rate + 0.01, rate - 0.01, n, 1000)]
+    assert found.count(NOT_WORSE) / len(found) < 0.025 + 0.015  # alpha / 2, and what 1,000 draws leave open
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(0.04, 0.04), (0.08, 0.02)])
+def test_with_as_many_samples_as_it_says_most_are_decided(lost: float, gained: float) -> None:
+    n = 300
+    needed = samples_to_decide(Flips(round(lost * n), round(gained * n), n), 0.02, 0.05)
+    assert needed is not None
+    found = [conclude(flips, mcnemar(flips), 0.02, 0.05) for flips in drawn(lost, gained, needed, 500)]
+    assert 0.7 < 1 - found.count(UNDECIDED) / len(found) < 0.95
 
 
 def test_the_comparison_is_as_bad_as_its_worst_item() -> None:

@@ -7,6 +7,8 @@ import json
 import xml.etree.ElementTree as ET
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from robustbench_vit.comparing import Comparison, Conclusion, Item
@@ -73,6 +75,21 @@ def test_text_has_notes_and_new_entries() -> None:
     assert lines[6] == "1 undecided (largest admitted drop 2 points, alpha 0.05)"
 
 
+def test_what_all_numbers_have_in_common_is_told_once() -> None:
+    few = comparison(("one", 0, 0, 40), ("two", 1, 0, 40))
+    said = "n = 40 is too small for 'not worse': it takes 189 samples even without a flip"
+    assert text(few).count(said) == markdown(few).count(said) == 1
+    assert f"note: all numbers: {said}\n" in text(few)
+    mixture = comparison(("one", 0, 0, 40), ("two", 1, 0, 40), ("three", 0, 0, 500))
+    assert text(mixture).count(f"  note: {said}\n") == 2
+    assert f"- two, cascade (linf 0.1); one, cascade (linf 0.1): {said}" in markdown(mixture) or (
+        f"- one, cascade (linf 0.1); two, cascade (linf 0.1): {said}" in markdown(mixture)
+    )
+    assert all(
+        said in (case.findtext("system-out") or "") for case in ET.fromstring(junit(few).encode()).iter("testcase")
+    )
+
+
 def test_words() -> None:
     assert change(item(5, 31, 500)) == "a gain of 5.2 points [3.0, 7.8]"
     assert change(item(3, 3, 500)) == "no change [-1.2, 1.2]"
@@ -131,6 +148,17 @@ def test_markdown_shows_names_letter_by_letter() -> None:
     assert "<img" not in shown.replace("\\<img", "")
     assert "x\\_y\\_z \\| \\*" in shown
     assert "\n" not in shown.splitlines()[6]
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1))
+@settings(max_examples=80, deadline=None)
+def test_any_name_survives_in_every_format(name: str) -> None:
+    before, after = both(name, 1, 0, 3)
+    found = compare(source(before), source(after))
+    assert rendered_cells(markdown(found))[0].split() == name.split()
+    assert json.loads(as_json(found))["items"][0]["entry"] == name
+    case = ET.fromstring(junit(found).encode()).find("testsuite/testcase")
+    assert case is not None
 
 
 def test_markdown_fits_into_a_comment() -> None:

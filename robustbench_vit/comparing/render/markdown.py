@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from robustbench_vit.comparing.comparison import EQUAL_WEIGHTS, Comparison, Conclusion, Flipped, Item
@@ -16,7 +17,7 @@ SHOWN = 100
 HEADER = ("entry", "attack", "conclusion", "baseline %", "candidate %", "drop in points", "lost", "gained", "n", "p")
 RULE = ("---", "---", "---", "---:", "---:", "---:", "---:", "---:", "---:", "---:")
 
-_SPECIAL = re.compile(r"([\\`*_\[\]<>|~#&!])")
+_SPECIAL = re.compile(r"([\\`*_\[\]<>|~#&!$])")
 
 
 def markdown(comparison: Comparison) -> str:
@@ -48,6 +49,8 @@ def _cells(item: Item) -> tuple[str, ...]:
     conclusion = str(item.conclusion)
     if item.conclusion is not Conclusion.NOT_WORSE:
         conclusion = f"**{conclusion}**"
+    if item.conclusion is Conclusion.UNDECIDED:
+        conclusion += f": {words.decision(item)}"
     name, budget, n = escaped(item.name), escaped(item.budget), item.flips.n
     if item.decided_by == EQUAL_WEIGHTS:
         return (name, budget, f"{conclusion} (equal weights)", *[""] * (len(HEADER) - 3))
@@ -68,12 +71,14 @@ def _cells(item: Item) -> tuple[str, ...]:
 
 
 def _notes(comparison: Comparison, items: Sequence[Item]) -> Iterator[str]:
+    """A list: what concerns all items, then each note with the items that have it."""
     lines = [f"- {escaped(remark)}" for remark in words.remarks(comparison)]
+    told, having = words.shared_notes(comparison), defaultdict[str, list[str]](list)
     for item in items:
-        said = [*item.notes]
-        if item.conclusion is Conclusion.UNDECIDED:
-            said.append(words.decision(item))
-        lines += [f"- {escaped(item.name)}, {escaped(item.budget)}: {escaped(note)}" for note in said]
+        for note in item.notes:
+            if note not in told:
+                having[note].append(f"{item.name}, {item.budget}")
+    lines += [f"- {escaped('; '.join(names))}: {escaped(note)}" for note, names in having.items()]
     yield from [*lines, ""] if lines else []
 
 

@@ -14,21 +14,22 @@ SHOWN = 8
 def text(comparison: Comparison) -> str:
     """A paragraph per item, the worst first, then how many came to which conclusion; ends in a newline."""
     lines = [f"baseline {comparison.baseline}, candidate {comparison.candidate}", ""]
+    shared = words.shared_notes(comparison)
     for item in words.worst_first(comparison):
-        lines += item_lines(item)
+        lines += item_lines(item, shared)
     lines += ["", *(f"note: {remark}" for remark in words.remarks(comparison))]
     lines.append(f"{words.tally(comparison)} ({words.terms(comparison)})")
     return "\n".join(lines) + "\n"
 
 
-def item_lines(item: Item) -> Iterator[str]:
-    """What became of one item: a sentence, the samples that flipped, notes."""
+def item_lines(item: Item, told: Sequence[str] = ()) -> Iterator[str]:
+    """What became of one item: a sentence, the samples that flipped, notes but for those `told` elsewhere."""
     yield f"{item.name}, {item.budget}: {item.conclusion}. {words.sentence(item)}"
     if item.lost:
         yield f"  lost: {_named([(flip, flip.candidate) for flip in item.lost])}"
     if item.gained:
         yield f"  gained: {_named([(flip, flip.baseline) for flip in item.gained])}"
-    yield from (f"  note: {note}" for note in item.notes)
+    yield from (f"  note: {note}" for note in item.notes if note not in told)
 
 
 def _named(flips: Sequence[tuple[Flipped, str]]) -> str:

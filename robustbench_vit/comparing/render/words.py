@@ -105,8 +105,16 @@ def terms(comparison: Comparison) -> str:
     return f"largest admitted drop {100 * comparison.max_drop:g} points, alpha {comparison.alpha:g}{holm}"
 
 
+def shared_notes(comparison: Comparison) -> list[str]:
+    """The notes that every one of several items has."""
+    if len(comparison.items) < 2:
+        return []
+    return [note for note in comparison.items[0].notes if all(note in item.notes for item in comparison.items)]
+
+
 def remarks(comparison: Comparison) -> Iterator[str]:
-    """What concerns the comparison as a whole: its notes and the entries that are new."""
+    """What concerns the comparison as a whole: its notes, those of all items, and the entries that are new."""
     yield from comparison.notes
+    yield from (f"all numbers: {note}" for note in shared_notes(comparison))
     if comparison.new:
         yield f"new in the candidate, not compared: {', '.join(comparison.new)}"
