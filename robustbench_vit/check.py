@@ -8,6 +8,7 @@ from typing import Any
 
 from robustbench_vit.attacks.registry import NORM_NAMES, attack_faults, build_attack
 from robustbench_vit.boards.columns import column_faults
+from robustbench_vit.boards.reported import reported_rows
 from robustbench_vit.cards import BoardCard, CascadeCard, Entry, Loaded, Workspace
 from robustbench_vit.cards.workspace import FOLDERS
 from robustbench_vit.errors import CardError, InputError, RobustbenchError, UnknownNameError
@@ -57,7 +58,9 @@ def board_faults(board: Loaded[BoardCard], workspace: Workspace) -> list[str]:
     """Everything a board names that doesn't exist or doesn't fit."""
     card, where = board.card, board.shown
     faults = column_faults(card, where)
-    faults += _caught(lambda: _require_data(card, where))
+    if card.entries:  # what others report needs no data to be there, nor to be known here
+        faults += _caught(lambda: _require_data(card, where))
+    faults += _reported_faults(board)
     for attack in card.attacks:
         faults += _caught(lambda attack=attack: _require_attack(attack, card.norm, workspace, where))
     faults += [f"{where}: eps must be positive, got {eps:g}" for eps in card.eps if not eps > 0]
@@ -70,11 +73,20 @@ def board_faults(board: Loaded[BoardCard], workspace: Workspace) -> list[str]:
     for name in ("confidence", "alpha"):
         if not 0 < (value := getattr(card, name)) < 1:
             faults.append(f"{where}: {name} lies between 0 and 1, got {value:g}")
-    if not card.entries and not (board.path.parent / board.name / "reported").is_dir():
-        faults.append(f"{where}: a board needs entries, or rows that papers report in {board.name}/reported/")
     for entry in card.entries:
         faults += _entry_faults(entry, board, workspace)
     return faults
+
+
+def _reported_faults(board: Loaded[BoardCard]) -> list[str]:
+    """Rows that papers report and that don't fit the board; also a board that has neither entries nor such rows."""
+    try:
+        rows = reported_rows(board)
+    except InputError as error:
+        return str(error).splitlines()
+    if board.card.entries or rows:
+        return []
+    return [f"{board.shown}: a board needs entries, or rows that papers report in {board.name}/reported/"]
 
 
 def _caught(check: Callable[[], Any]) -> list[str]:

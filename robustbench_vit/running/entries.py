@@ -90,8 +90,13 @@ def board_plan(
 
 
 def chosen(board: Loaded[BoardCard], names: Sequence[str]) -> list[Entry]:
-    """The entries of these names in the board's order, all when none is named; raises UnknownNameError."""
+    """The entries of these names in the board's order, all when none is named; raises UnknownNameError.
+
+    A board without entries, which shows what papers report, is an InputError.
+    """
     known = [entry.name for entry in board.card.entries]
+    if not known:
+        raise InputError(f"{board.shown} has no entries, so there is nothing to run; it shows what papers report")
     for name in names:
         if name not in known:
             raise UnknownNameError("entry", name, known, board.shown)

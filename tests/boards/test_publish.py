@@ -18,6 +18,16 @@ from robustbench_vit.cards.workspace import builtin_layer
 from robustbench_vit.errors import InputError
 
 Make = Callable[..., Any]
+FILES = [
+    "badges/weak.svg",
+    "methods.txt",
+    "references.bib",
+    "table.csv",
+    "table.json",
+    "table.md",
+    "table.tex",
+]
+"""What is made from the record of `weak`."""
 README = "# Mine\n\n<!-- board:made -->\nold\n<!-- /board -->\n\nAfter it.\n"
 
 
@@ -28,10 +38,9 @@ def names(paths: list[Path], folder: Path) -> list[str]:
 def test_publishing_makes_everything_fresh(made: Any, make_record: Make) -> None:
     made.save(make_record(made, "weak"))
     (made.folder / "README.md").write_text(README, encoding="utf-8")
-    assert len(stale(made.board, made.workspace)) == 4
+    assert len(stale(made.board, made.workspace)) == 1 + len(FILES)
     written = publish(made.board, made.workspace)
-    tables = [f"leaderboards/made/table.{form}" for form in ("csv", "json", "md")]
-    assert names(written, made.folder) == ["README.md", *tables]
+    assert names(written, made.folder) == ["README.md", *(f"leaderboards/made/{name}" for name in FILES)]
     assert stale(made.board, made.workspace) == []
     assert publish(made.board, made.workspace) == []
     table = render(board_table(made.board, made.workspace), "md")
@@ -63,7 +72,33 @@ def test_what_changed_is_named(made: Any, make_record: Make) -> None:
     ]
     publish(made.board, made.workspace)
     made.save(make_record(made, "strong"))
-    assert len(stale(made.board, made.workspace)) == 4
+    names_of = [fault.split(": ")[0] for fault in stale(made.board, made.workspace)]
+    changed = ["badges/strong.svg", "methods.txt", *(f"table.{form}" for form in ("csv", "json", "md", "tex"))]
+    assert sorted(names_of) == sorted([str(made.folder / "README.md"), *(str(folder / name) for name in changed)])
+
+
+def test_what_nothing_stands_behind_any_more_is_removed(made: Any, make_record: Make) -> None:
+    made.save(make_record(made, "weak"), make_record(made, "strong"))
+    publish(made.board, made.workspace)
+    folder = made.folder / "leaderboards" / "made"
+    for name in ("notes.txt", "logo.svg"):
+        (folder / "badges" / name).write_text("mine", encoding="utf-8")
+    (folder / "records" / "strong.json").unlink()
+    badge = folder / "badges" / "strong.svg"
+    assert f"{badge}: nothing stands behind it any more" in stale(made.board, made.workspace)
+    assert badge in publish(made.board, made.workspace)
+    assert not badge.exists()
+    assert sorted(path.name for path in (folder / "badges").iterdir()) == ["logo.svg", "notes.txt", "weak.svg"]
+    (folder / "records" / "weak.json").unlink()
+    assert folder / "methods.txt" in publish(made.board, made.workspace)
+    assert stale(made.board, made.workspace) == []
+
+
+def test_a_smoke_profile_gets_no_badge_and_no_methods(made: Any, make_record: Make) -> None:
+    records = made.folder / "runs" / "made-smoke" / "records"
+    make_record(made, "weak", protocol={"profile": "smoke"}).save(records / "weak.json")
+    written = names(publish(made.board, made.workspace, records), made.folder)
+    assert written == [f"runs/made-smoke/{name}" for name in FILES if name.startswith(("table", "references"))]
 
 
 def test_a_record_without_an_entry_and_other_weights_are_stale(made: Any, make_record: Make) -> None:
@@ -87,14 +122,12 @@ def test_records_elsewhere_get_their_tables_beside_them(made: Any, make_record: 
     make_record(made, "weak").save(records / "weak.json")
     (made.folder / "README.md").write_text(README, encoding="utf-8")
     written = publish(made.board, made.workspace, records)
-    assert names(written, made.folder) == [f"runs/made/table.{form}" for form in ("csv", "json", "md")]
+    assert names(written, made.folder) == [f"runs/made/{name}" for name in FILES]
     assert (made.folder / "README.md").read_text(encoding="utf-8") == README
     assert stale(made.board, made.workspace, records) == []
     loose = made.folder / "loose"
     make_record(made, "weak").save(loose / "weak.json")
-    assert names(publish(made.board, made.workspace, loose), made.folder) == [
-        f"loose/table.{form}" for form in ("csv", "json", "md")
-    ]
+    assert names(publish(made.board, made.workspace, loose), made.folder) == [f"loose/{name}" for name in FILES]
 
 
 def test_tables_beside_loose_records_are_not_taken_for_records(made: Any, make_record: Make) -> None:
@@ -125,7 +158,7 @@ def test_an_installed_package_is_never_written_to(
 ) -> None:
     installed = made.folder / "_workspace"
     shutil.copytree(made.folder / "leaderboards", installed / "leaderboards")
-    monkeypatch.setattr("robustbench_vit.boards.generated.builtin_layer", lambda: installed)
+    monkeypatch.setattr("robustbench_vit.boards.folder.builtin_layer", lambda: installed)
     workspace = Workspace((builtin_layer(), installed))
     board = workspace.board("made")
     with pytest.raises(InputError) as caught:
@@ -137,7 +170,7 @@ def test_an_installed_package_is_never_written_to(
     assert not list(installed.glob("leaderboards/made/*"))
     records = made.folder / "runs" / "made" / "records"
     make_record(made, "weak").save(records / "weak.json")
-    assert len(publish(board, workspace, records)) == 3
+    assert len(publish(board, workspace, records)) == len(FILES)
 
 
 @pytest.mark.parametrize("name", Workspace((builtin_layer(),)).names("board"))

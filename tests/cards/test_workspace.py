@@ -92,7 +92,7 @@ def test_unknown_names_get_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError) as caught:
         workspace.defense("standrad", "leaderboards/mine.yaml")
     assert str(caught.value) == "leaderboards/mine.yaml: unknown defense 'standrad'; did you mean 'standard'?"
-    with pytest.raises(InputError, match=r"no board file at nowhere\.yaml; known boards: digits-l2, digits-linf"):
+    with pytest.raises(InputError, match=r"no board file at nowhere\.yaml; known boards: cifar10-linf, digits-l2, "):
         workspace.board("nowhere.yaml")
 
 
