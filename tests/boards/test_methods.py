@@ -10,8 +10,10 @@ import pytest
 from robustbench_vit.boards.folder import load_records
 from robustbench_vit.boards.generated import board_table, citation
 from robustbench_vit.boards.methods import methods_text
+from robustbench_vit.boards.references import references_text
 from robustbench_vit.cards import Workspace
 from robustbench_vit.cards.workspace import builtin_layer
+from robustbench_vit.cli import main
 from robustbench_vit.data import load_dataset
 from robustbench_vit.errors import InputError
 from robustbench_vit.records import Evidence, Judgement, Reason, Reliability
@@ -139,6 +141,14 @@ def test_trainings_of_a_family_are_told(make_board: Make, make_record: Make) -> 
         " net was trained two times with different seeds; between trainings, robust accuracies have a mean of 70.0 %"
         " and a standard deviation of 14.1 points.\n"
     )
+
+
+def test_the_command_prints_both(made: Any, make_record: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    made.save(make_record(made, "weak"))
+    with pytest.raises(SystemExit) as left:
+        main(["--workspace", str(made.folder), "cite", "made"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out == f"{said(made)}\n{references_text(made.board, made.workspace)}"
 
 
 def test_smoke_profiles_and_empty_boards_have_no_methods(made: Any, make_record: Make) -> None:

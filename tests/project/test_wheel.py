@@ -53,6 +53,9 @@ def test_the_wheel_holds_every_card_and_nothing_else_from_outside(wheel: Path) -
     for folder in FOLDERS.values():
         for path in (ROOT / folder).glob("*.yaml"):
             assert f"robustbench_vit/_workspace/{folder}/{path.name}" in names
+        for path in (ROOT / folder).glob("*/reported/*.json"):
+            assert f"robustbench_vit/_workspace/{path.relative_to(ROOT).as_posix()}" in names
+    assert "robustbench_vit/boards/references.bib" in names
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"robustbench_vit"}
     assert any(name.endswith("/licenses/LICENSE") for name in names)
 
