@@ -18,7 +18,7 @@ from benchmarks.speed import results
 from robustbench_vit.running.memory import keep_freed_memory
 from robustbench_vit.storage import write_atomic
 
-SECTIONS = ("autoattack", "throughput", "peers", "precision", "training", "memory", "linear")
+SECTIONS = ("autoattack", "throughput", "peers", "precision", "training", "memory", "linear", "boards")
 ELSEWHERE = ("peers",)
 REPORT = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 

@@ -301,3 +301,15 @@ def test_images_keep_their_bits(record, tmp_path):
     loaded = Record.load(dataclasses.replace(record, images=images).save(tmp_path / "r.json"))
     assert np.array_equal(loaded.images, images)
     assert loaded.images.dtype == np.float32
+
+
+def test_the_pages_python_runs(monkeypatch, capsys):
+    root = Path(__file__).parents[2]
+    lines = (root / "docs" / "records.md").read_text(encoding="utf-8").splitlines()
+    monkeypatch.chdir(root)
+    if not COMMITTED:
+        pytest.skip("no committed records")
+    names: dict[str, Any] = {}
+    exec("\n".join(line[4:] for line in lines if line.startswith("    ")), names)
+    assert len(names["lost"]) == round(names["best"].n * (1 - names["best"].robust_accuracy)) > 0
+    assert capsys.readouterr().out.startswith("0.6")
