@@ -138,13 +138,9 @@ def require_usable(record: Record, where: str) -> None:
     """Raises InputError for a record of a smoke profile, or with samples that weren't run."""
     if record.protocol.get("profile") == "smoke":
         raise InputError(f"{where} is of a smoke profile, whose numbers mean nothing; run it without --smoke")
-    if left := not_run(record):
+    if not record.complete:
+        left = sum(outcome.status is Status.NOT_RUN for outcome in record.outcomes)
         raise InputError(
             f"{where} is incomplete: {left} of {len(record.outcomes)} outcomes were not run;"
             " run the same command again to finish it"
         )
-
-
-def not_run(record: Record) -> int:
-    """How many outcomes are still missing."""
-    return sum(outcome.status is Status.NOT_RUN for outcome in record.outcomes)

@@ -15,7 +15,7 @@ from robustbench_vit.cards.workspace import builtin_layer
 from robustbench_vit.comparing.comparison import Conclusion, Item
 from robustbench_vit.comparing.judge import check_levels, judge
 from robustbench_vit.comparing.pairing import deviations
-from robustbench_vit.comparing.sources import Pair, Source, find, not_run, require_usable
+from robustbench_vit.comparing.sources import Pair, Source, find, require_usable
 from robustbench_vit.errors import InputError, UnknownNameError
 from robustbench_vit.records import Record
 from robustbench_vit.storage import write_atomic
@@ -93,7 +93,7 @@ def update(
 def _obstacles(pair: Pair) -> tuple[str, ...]:
     """Why the record that is replaced cannot be compared with the new one; empty when it can."""
     found = [str(difference) for difference in deviations(pair.baseline, pair.candidate)]
-    if not_run(pair.baseline):
+    if not pair.baseline.complete:
         found.append("the record before is incomplete")
     if not {o.sample for o in pair.baseline.outcomes} & {o.sample for o in pair.candidate.outcomes}:
         found.append("no sample in common")

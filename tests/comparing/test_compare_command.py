@@ -140,7 +140,7 @@ def test_a_record_of_a_newer_format_is_named(rbvit: Rbvit, tmp_path: Path) -> No
     path.write_text(newer, encoding="utf-8")
     ran = rbvit("compare", "old", "old")
     assert ran.code == 2
-    assert ran.err.startswith("error: old/net.json: ")
+    assert ran.err.startswith("error: old/net.json: written by a newer version of robustbench_vit")
 
 
 def test_no_shared_sample_exits_with_2(rbvit: Rbvit, tmp_path: Path) -> None:
