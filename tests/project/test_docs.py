@@ -28,6 +28,7 @@ PAGES = [
     "docs/datasets.md",
     "docs/intake.md",
     "docs/checks.md",
+    "docs/ci.md",
     "docs/compare.md",
     "docs/ground-truth.md",
     "docs/parity.md",
