@@ -1,12 +1,13 @@
 """The pytest plugin: tests that fail when a model's robust accuracy is too low; see docs/ci.md.
 
 Every pytest session of an environment imports this module, so it imports little: cards are read when a marked test is
-set up, torch when it runs.
+set up, torch when it runs. PYTEST_DONT_REWRITE: there are no asserts in it.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -158,7 +159,11 @@ def _journals(config: pytest.Config) -> Path:
     if asked is not None:
         return config.invocation_params.dir / asked
     cache = getattr(config, "cache", None)
-    return Path(tempfile.mkdtemp(prefix="robustness-")) if cache is None else cache.mkdir("robustness")
+    if cache is not None:
+        return cache.mkdir("robustness")
+    folder = tempfile.mkdtemp(prefix="robustness-")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    return Path(folder)
 
 
 @pytest.fixture
@@ -172,6 +177,8 @@ def robust_accuracy(request: pytest.FixtureRequest) -> RobustAccuracy | Models:
     from robustbench_vit.testing.models import Models
 
     item = request.node
+    if _seen not in item.stash:  # asked for by request.getfixturevalue, so that the set-up didn't know
+        item.stash[_seen], item.stash[_demand] = Seen(properties=item.user_properties), Demand()
     if _asked in item.stash:
         return _evaluated(item)
     return Models(_session(item.config).settings, item.stash[_seen], item.stash[_demand].min)

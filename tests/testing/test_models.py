@@ -111,6 +111,18 @@ def test_model(model, robust_accuracy):
     ran.stdout.fnmatch_lines(["E *of 5 robust (only the first 5, --robustness-n)*"])
 
 
+def test_it_may_be_asked_for_by_name(tested: Tested) -> None:
+    ran = tested(
+        f"""{MODEL}
+
+def test_model(model, request):
+    request.getfixturevalue('robust_accuracy')(model, x, y, attack='quicker', min=0)
+"""
+    )
+    ran.assert_outcomes(passed=1)
+    ran.stdout.fnmatch_lines(["DigitsCNN: * under quicker, *"])
+
+
 def test_what_makes_no_sense_raises(tested: Tested) -> None:
     tested(
         f"""{MODEL}

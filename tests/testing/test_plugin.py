@@ -195,6 +195,7 @@ def test_more_samples_reuse_the_rows_of_fewer(tested: Tested, tmp_path: Path) ->
         with closing(sqlite3.connect(journal)) as rows:
             assert rows.execute("SELECT count(*) FROM clean").fetchone() == (n,)
             assert rows.execute("SELECT count(*) FROM runs").fetchone() == (1,)
+            assert rows.execute("SELECT count(image) FROM rows").fetchone() == (0,), "caches stay small"
 
 
 def test_changed_code_is_evaluated_anew_although_the_weights_are_the_same(

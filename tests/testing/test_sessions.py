@@ -31,7 +31,8 @@ def test_{number}(): pass
 
 def program(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """pytest as a program in `folder`."""
-    one = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    one = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "COLUMNS": "120"}
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     command = [sys.executable, "-m", "pytest", *arguments]
     return subprocess.run(
