@@ -101,30 +101,30 @@ def constrained_variance(lost: float, gained: float, drop: float) -> float:
 def samples_to_decide(flips: Flips, max_drop: float, alpha: float, power: float = 0.8) -> int | None:
     """How many samples would let a comparison decide with probability `power`, were flips as frequent as they were.
 
-    A normal approximation. *Not worse* (drop below max_drop) needs an interval whose upper limit lies below max_drop;
-    *worse* (drop above it) needs a significant McNemar test, and a drop above max_drop. None when no number would do:
-    the drop equals max_drop. Always more than `flips.n`, since it is asked when those were too few.
+    None when no number would: the drop equals max_drop. Always more than `flips.n`, as it is asked when those were too
+    few.
     """
-    check_share("max_drop", max_drop)
-    check_share("alpha", alpha)
-    check_share("power", power)
-    if math.isclose(flips.drop, max_drop, rel_tol=1e-9):
+    needed = samples_at_rates(flips.lost / flips.n, flips.gained / flips.n, max_drop, alpha, power)
+    return None if needed is None else max(needed, flips.n + 1)
+
+
+def samples_at_rates(lost: float, gained: float, max_drop: float, alpha: float, power: float = 0.8) -> int | None:
+    """How many samples a comparison needs to decide with probability `power`; `lost` and `gained` are shares of them.
+
+    A normal approximation. *Not worse* (drop below max_drop) needs a `drop_interval` whose upper limit lies below
+    max_drop; *worse* (drop above it) needs a significant McNemar test, and a drop above max_drop. None where the drop
+    equals max_drop.
+    """
+    for name, value in (("max_drop", max_drop), ("alpha", alpha), ("power", power)):
+        check_share(name, value)
+    drop = lost - gained
+    if math.isclose(drop, max_drop, rel_tol=1e-9):
         return None
-    needed = _for_not_worse if flips.drop < max_drop else _for_worse
-    return max(math.ceil(needed(flips, max_drop, quantile(1 - alpha), NormalDist().inv_cdf(power))), flips.n + 1)
-
-
-def _for_not_worse(flips: Flips, max_drop: float, z: float, z_power: float) -> float:
-    lost, gained, drop = flips.lost / flips.n, flips.gained / flips.n, flips.drop
-    at_limit, seen = constrained_variance(lost, gained, max_drop), lost + gained - drop**2
-    return ((z * math.sqrt(at_limit) + z_power * math.sqrt(seen)) / (max_drop - drop)) ** 2
-
-
-def _for_worse(flips: Flips, max_drop: float, z: float, z_power: float) -> float:
-    """For McNemar's test: Connor 1987, with Fleiss' continuity correction, since the exact test is conservative."""
-    drop = flips.drop
-    rate = (flips.lost + flips.gained) / flips.n
-    variance = rate - drop**2
-    significant = ((z * math.sqrt(rate) + z_power * math.sqrt(variance)) / drop) ** 2
-    significant = significant / 4 * (1 + math.sqrt(1 + 4 / (significant * drop))) ** 2
-    return max(significant, variance * (z_power / (drop - max_drop)) ** 2)
+    z, z_power, variance = quantile(1 - alpha), NormalDist().inv_cdf(power), lost + gained - drop**2
+    if drop < max_drop:
+        at_limit = constrained_variance(lost, gained, max_drop)
+        return math.ceil(((z * math.sqrt(at_limit) + z_power * math.sqrt(variance)) / (max_drop - drop)) ** 2)
+    # Connor 1987; then Fleiss' continuity correction, since the exact test is conservative.
+    significant = ((z * math.sqrt(lost + gained) + z_power * math.sqrt(variance)) / drop) ** 2
+    significant *= (1 + math.sqrt(1 + 4 / (significant * drop))) ** 2 / 4
+    return math.ceil(max(significant, variance * (z_power / (drop - max_drop)) ** 2))

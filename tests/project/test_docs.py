@@ -36,6 +36,8 @@ PAGES = [
     "docs/precision.md",
     "docs/retraining.md",
     "docs/reliability.md",
+    "docs/sequential.md",
+    "docs/statistics.md",
     "docs/verify.md",
     "attacks/README.md",
     "defenses/README.md",
