@@ -37,7 +37,7 @@ def deviations(baseline: Record, candidate: Record) -> list[Difference]:
 
 def _comparable(record: Record) -> dict[str, Any]:
     data = {key: value for key, value in record.protocol.get("data", {}).items() if key not in OF_SAMPLES}
-    return {**record.protocol, "data": data, "policy": record.policy, "criteria": record.criteria}
+    return {**record.protocol, "data": data, "policy": record.policy, "criteria": sorted(record.criteria)}
 
 
 def require_one_protocol(pairs: Sequence[Pair], baseline: str, candidate: str) -> None:

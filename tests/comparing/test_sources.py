@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -206,6 +207,15 @@ def test_another_policy_is_refused_because_other_attacks_ran() -> None:
         '  policy: "A" / "C"',
         "under another policy intake has other attacks run; see docs/intake.md",
     ]
+
+
+def test_a_model_that_answers_at_random_is_not_compared_with_one_that_does_not() -> None:
+    """Policy C holds models of both kinds; one of them is asked 20 times about each image."""
+    before = make_record("rb", policy="C")
+    majority = tuple(dataclasses.replace(outcome, criterion="majority") for outcome in before.outcomes)
+    after = dataclasses.replace(before, outcomes=(*before.outcomes, *majority))
+    with pytest.raises(ProtocolMismatchError, match="  criteria: "):
+        compare(source(before), source(after))
 
 
 def test_other_samples_of_the_same_source_share_none() -> None:
