@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from robustbench_vit.boards.generated import board_folder, load_records
+from robustbench_vit.boards.folder import board_folder, record_files
 from robustbench_vit.cards import Workspace
 from robustbench_vit.errors import InputError, UnknownNameError, nearest
 from robustbench_vit.records import Record, Status
@@ -78,12 +78,17 @@ def load(name: str, workspace: Workspace) -> Source:
     """The records that `name` stands for, by entry; see `find`. Raises InputError when there are none."""
     path = find(name, workspace)
     if path.is_file():
-        record = Record.load(path)
+        record = without_images(path)
         return Source(name, path, {str(record.entry.get("name", path.stem)): record})
-    records = load_records(path)
+    records = {file.stem: without_images(file) for file in record_files(path)}
     if not records:
         raise InputError(f"no records in {path}{_elsewhere(path)}")
     return Source(name, path, records)
+
+
+def without_images(path: Path) -> Record:
+    """The record at `path` without its images: those of all entries together may need more memory than there is."""
+    return replace(Record.load(path), images=None)
 
 
 def _elsewhere(folder: Path) -> str:

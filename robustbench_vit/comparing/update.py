@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from robustbench_vit.boards.generated import load_records
+from robustbench_vit.boards.folder import record_files
 from robustbench_vit.cards import Workspace
 from robustbench_vit.cards.workspace import builtin_layer
 from robustbench_vit.comparing.comparison import Conclusion, Item
 from robustbench_vit.comparing.judge import check_levels, judge
 from robustbench_vit.comparing.pairing import deviations
-from robustbench_vit.comparing.sources import Pair, Source, find, require_usable
+from robustbench_vit.comparing.sources import Pair, Source, find, require_usable, without_images
 from robustbench_vit.errors import InputError, UnknownNameError
 from robustbench_vit.records import Record
 from robustbench_vit.storage import write_atomic
@@ -83,7 +83,7 @@ def update(
     changes = [_change(pair, items, now, reason.strip()) for pair in changing]
     changes += [Change(now, reason.strip(), pair.entry, None, _summary(pair.candidate), ADDED) for pair in added]
     for pair in (*changing, *added):
-        replace(pair.candidate, images=None).save(paths[pair.entry])
+        pair.candidate.save(paths[pair.entry])
     folder = target.parent if target.is_file() else target
     _append(folder / LOG, changes)
     unchanged = tuple(pair.entry for pair in pairs if pair not in changing)
@@ -115,10 +115,10 @@ def _planned(target: Path, candidate: Source, entries: Sequence[str]) -> tuple[l
     if target.is_file():
         if len(chosen) > 1:
             raise InputError(f"{target} is one record, {candidate.name} has {len(chosen)}; choose one with --entry")
-        held, files = Record.load(target), {target.stem: target}
+        held, files = without_images(target), {target.stem: target}
         ((name, record),) = chosen.items()
         return [Pair(target.stem, name, held, record)], [], files
-    before = load_records(target)
+    before = {path.stem: without_images(path) for path in record_files(target)}
     paths = {name: target / f"{name}.json" for name in chosen}
     pairs = [Pair(name, name, before[name], record) for name, record in chosen.items() if name in before]
     added = [Pair(name, name, record, record) for name, record in chosen.items() if name not in before]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robustbench_vit.boards.generated import load_records
+from robustbench_vit.boards.folder import load_records
 from robustbench_vit.records import Record
 from tests.comparing.conftest import Ran
 from tests.comparing.made import COMMITTED, letters, make_record, write

@@ -8,6 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from robustbench_vit.cards import Workspace, open_workspace
@@ -38,6 +39,13 @@ def test_records_are_found_wherever_they_lie(workspace: Workspace, tmp_path: Pat
         assert list(load(name, workspace).records) == ["one", "two"]
     single = load("runs/made/records/two.json", workspace)
     assert (list(single.records), single.is_file) == (["two"], True)
+
+
+def test_images_are_not_kept_in_memory(workspace: Workspace, tmp_path: Path) -> None:
+    images = np.zeros((2, 1, 2, 2), np.float32)
+    write(tmp_path / "run" / "records", make_record("rb", images=images))
+    for name in ("run", "run/records/net.json"):
+        assert load(name, workspace).records["net"].images is None
 
 
 def test_a_board_stands_for_its_committed_records(workspace: Workspace, tmp_path: Path) -> None:
