@@ -1,6 +1,7 @@
 """What an evaluation leaves behind: outcomes, the journal, the record. No torch."""
 
 from robustbench_vit.records.outcome import Outcome, Status
+from robustbench_vit.records.outcomes import Outcomes
 from robustbench_vit.records.record import Finding, Judgement, Record, protocol_id
 from robustbench_vit.records.reliability import Evidence, Reason, Reliability
 
@@ -9,6 +10,7 @@ __all__ = [
     "Finding",
     "Judgement",
     "Outcome",
+    "Outcomes",
     "Reason",
     "Record",
     "Reliability",
