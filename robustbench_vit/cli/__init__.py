@@ -3,6 +3,8 @@
 from robustbench_vit.cli import (  # importing a module of commands registers them
     cards,
     compare,
+    gate,
+    papers,
     runs,
     single,
     tables,
@@ -10,4 +12,4 @@ from robustbench_vit.cli import (  # importing a module of commands registers th
 )
 from robustbench_vit.cli.app import app, main
 
-__all__ = ["app", "cards", "compare", "main", "runs", "single", "tables", "verify"]
+__all__ = ["app", "cards", "compare", "gate", "main", "papers", "runs", "single", "tables", "verify"]

@@ -71,6 +71,13 @@ def run(
         bool,
         typer.Option("--smoke", help="32 samples and a few steps, in seconds: does it run? The numbers mean nothing."),
     ] = False,
+    until: Annotated[
+        float | None,
+        typer.Option(
+            metavar="HALF-WIDTH",
+            help="Stop an entry as soon as its robust accuracy is known within ± this, such as 0.02; see docs/gate.md.",
+        ),
+    ] = None,
     publish: Annotated[
         bool,
         typer.Option(
@@ -80,14 +87,18 @@ def run(
 ) -> None:
     """Evaluate a board's entries and print its table. Run it again to resume; what is decided never runs twice."""
     from robustbench_vit.running.board import RunOptions
+    from robustbench_vit.running.until import Until
 
     workspace = state(context).workspace
     loaded = workspace.board(board)
     options = RunOptions(
-        tuple(entry or ()), n, device, width, workers, out, smoke, known_precision(precision), compiled, channels_last
-    )
-    if publish and (n is not None or smoke):
-        raise InputError("--publish needs the whole board: leave out --n and --smoke")
+        tuple(entry or ()), n, device, width, workers, out, smoke, known_precision(precision), compiled, channels_last,
+        None if until is None else Until(until, loaded.card.confidence, loaded.card.seed),
+    )  # fmt: skip
+    if publish and (n is not None or smoke or until is not None):
+        raise InputError("--publish needs the whole board: leave out --n, --until and --smoke")
+    if smoke and until is not None:
+        raise InputError("--smoke shows whether a board runs, --until how robust its entries are: leave one out")
     finished = _run(loaded, workspace, options)
     _show(loaded, workspace, finished, options)
     if publish:
@@ -105,13 +116,17 @@ def _run(board: Loaded[BoardCard], workspace: Workspace, options: RunOptions) ->
 def _show(board: Loaded[BoardCard], workspace: Workspace, finished: BoardRun, options: RunOptions) -> None:
     from robustbench_vit.boards import build_table, render
     from robustbench_vit.running.committed import compare_with_committed
+    from robustbench_vit.running.until import until_lines
 
     typer.echo(render(build_table(_only(board, finished), workspace, finished.records), "md"))
     for name, computed in finished.rows_computed.items():
         if not computed:
             typer.echo(f"{name}: already complete, nothing computed")
     typer.echo(f"records: {finished.folder / 'records'}")
-    if options.n is None and not options.smoke:
+    if options.until is not None:
+        for line in until_lines(finished.records):
+            typer.echo(line)
+    elif options.n is None and not options.smoke:
         for name, line in compare_with_committed(board, finished.records).items():
             typer.echo(f"{name}: {line}")
 

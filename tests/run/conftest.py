@@ -121,7 +121,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             yield from messages
             yield Message(task.name, done=True)
 
-    monkeypatch.setattr("robustbench_vit.running.board.run_tasks", run_tasks)
+    monkeypatch.setattr("robustbench_vit.running.session.run_tasks", run_tasks)
     return names
 
 

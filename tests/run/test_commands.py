@@ -203,7 +203,7 @@ def test_an_entry_that_fails_leaves_the_others_finished(
                 yield from kept
                 yield Message("cnn", done=True)
 
-    monkeypatch.setattr("robustbench_vit.running.board.run_tasks", failing)
+    monkeypatch.setattr("robustbench_vit.running.session.run_tasks", failing)
     ran = rbvit("run", "small")
     assert (ran.code, ran.out) == (2, "")
     assert ran.err == "error: entry 'vit': the weights melted\n"
