@@ -175,9 +175,11 @@ class APGD(Ascent):
     def _move(self, state: APGDState, x: Tensor, grad: Tensor) -> Tensor:
         """The next point: a projected step, mixed with the last move (eq. 1 of the paper)."""
         ball = NORMS[self.norm]
-        z = ball.project(x + spread(state.step_size, x) * ball.steepest(grad), state.x0, state.eps)
+        way = ball.steepest(grad).mul_(spread(state.step_size, x))  # a tensor of its own, as projections are
+        z = ball.project(way.add_(x), state.x0, state.eps)
         a = spread(torch.where(state.asked == 0, 1.0, self.momentum).to(x.dtype), x)
-        return ball.project(x + (z - x) * a + (x - state.x_previous) * (1 - a), state.x0, state.eps)
+        last = (x - state.x_previous).mul_(1 - a)
+        return ball.project(z.sub_(x).mul_(a).add_(x).add_(last), state.x0, state.eps)
 
     def _window(self, fraction: float) -> int:
         """A share of the steps in whole steps, at least one; the tiny term undoes .29 * 100 = 28.999999999999996."""
