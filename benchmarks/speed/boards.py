@@ -182,8 +182,8 @@ def section(found: Mapping[str, Any]) -> list[str]:
         f"A board of {found['entries']:,} entries with {found['samples']:,} samples each under {ATTACK}'s"
         f" {len(LANES)} lanes, made up: {found['bytes'] / 2**20:.0f} MiB",
         f"of records, to its table in every format ({', '.join(found['formats'])}). Seconds, medians",
-        f"of {len(found['rounds'])} processes: of the wall, which other work on the machine stretches, for each part and"
-        " for the whole",
+        f"of {len(found['rounds'])} processes: of the wall, which other work on the machine stretches, for each part"
+        " and for the whole",
         "with the start of Python and the imports; and of the processor, for the whole.",
         "",
         "| load | table | render | whole | processor | peak memory, MiB |",
