@@ -5,7 +5,6 @@ from robustbench_vit.cli import (  # importing a module of commands registers th
     compare,
     gate,
     papers,
-    papers,
     runs,
     single,
     tables,
