@@ -16,6 +16,9 @@ from robustbench_vit.records import Record
 if TYPE_CHECKING:
     from robustbench_vit.testing.demand import Asked
 
+ANY_DROP = 0.99
+"""Largest admitted drop where none is named: so large that nothing is said about it."""
+
 
 def committed_path(asked: Asked) -> Path:
     """Where the board keeps the entry's record."""
@@ -32,17 +35,18 @@ def require_committed(asked: Asked) -> None:
         )
 
 
-def against_committed(asked: Asked, fresh: Record, max_drop: float, alpha: float) -> Item:
+def against_committed(asked: Asked, fresh: Record, max_drop: float | None, alpha: float) -> Item:
     """What became of the number asked about; `fresh` holds all that was evaluated.
 
-    Raises InputError for a committed record that cannot be read or shares no sample, and ProtocolMismatchError for one
-    that was made otherwise.
+    Without `max_drop` only the samples that flipped mean something. Raises InputError for a committed record that
+    cannot be read or shares no sample, and ProtocolMismatchError for one that was made otherwise.
     """
     path = committed_path(asked)
     sides = (("the committed record", Record.load(path)), ("this test", fresh))
     before, after = (Source(name, path, {asked.entry: _only(asked, record)}) for name, record in sides)
-    (item,) = compare(before, after, max_drop, alpha).items
-    return item
+    compared = compare(before, after, ANY_DROP if max_drop is None else max_drop, alpha)
+    (item,) = compared.items
+    return item if max_drop is None else dataclasses.replace(item, notes=(*item.notes, *compared.notes))
 
 
 def _only(asked: Asked, record: Record) -> Record:

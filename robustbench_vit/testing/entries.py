@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,8 +30,8 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What became of a demand: why the test fails, and what it must say although it passes."""
+class Complaints:
+    """Why a test fails, and what it must say although it passes."""
 
     failures: tuple[str, ...] = ()  # each a message of several lines
     undecided: tuple[str, ...] = ()
@@ -59,46 +58,39 @@ class Entries:
         card = asked.board.card
         return accuracy_of(self.whole(asked).at(asked.attack, asked.eps), card.confidence, card.interval)
 
-    def verdict(self, demand: Demand, asked: Asked) -> Verdict:
-        """Whether the entry is what the demand wants."""
+    def complaints(self, demand: Demand, asked: Asked) -> Complaints:
+        """What the entry lacks of what the demand wants."""
         found = self.accuracy(asked)
-        max_drop = demand.max_drop if demand.max_drop is not None else 0.02
-        alpha = demand.alpha if demand.alpha is not None else asked.board.card.alpha
         low = demand.min is not None and found < demand.min
         if not low and demand.max_drop is None:
-            return Verdict()
-        item, why_not = self._item(asked, max_drop, alpha, required=demand.max_drop is not None)
-        first = [report.below(found, float(demand.min or 0), f"entry '{asked.entry}' of board '{asked.board.name}'")]
-        failures = [self._message(first, demand.min, found, asked, item, why_not)] if low else []
-        undecided = []
-        if demand.max_drop is not None and item is not None and item.conclusion is not Conclusion.NOT_WORSE:
-            said = self._message([report.dropped(item, max_drop)], None, found, asked, item, None)
-            (failures if item.conclusion is Conclusion.WORSE else undecided).append(said)
-        return Verdict(tuple(failures), tuple(undecided))
+            return Complaints()
+        compared = self._compared(demand, asked)
+        who = f"entry '{asked.entry}' of board '{asked.board.name}'"
+        failures, undecided = [], []
+        if low and demand.min is not None:
+            failures.append(self._message(report.below(found, demand.min, who), found, asked, compared, demand.min))
+        if demand.max_drop is not None and isinstance(compared, Item):
+            said = self._message(report.dropped(compared, demand.max_drop, who), found, asked, compared)
+            kept = {Conclusion.WORSE: failures, Conclusion.UNDECIDED: undecided}.get(compared.conclusion, [])
+            kept.append(said)
+        return Complaints(tuple(failures), tuple(undecided))
 
-    def _item(self, asked: Asked, max_drop: float, alpha: float, required: bool) -> tuple[Item | None, str | None]:
-        """The number against the committed record, or why they can't be compared, which raises when `required`."""
-        if not required and not committed_path(asked).is_file():
-            return None, "none beside the board's card"
+    def _compared(self, demand: Demand, asked: Asked) -> Item | str:
+        """The number against the committed record; or why they can't be compared, which raises where it must be."""
+        alpha = demand.alpha if demand.alpha is not None else asked.board.card.alpha
         try:
-            return against_committed(asked, self.whole(asked), max_drop, alpha), None
+            return against_committed(asked, self.whole(asked), demand.max_drop, alpha)
         except RobustbenchError as error:
-            if required:
+            if demand.max_drop is not None:
                 raise
-            return None, str(error).replace("\n", "\n    ")
+            missing = not committed_path(asked).is_file()
+            return "none beside the board's card" if missing else str(error).replace("\n", "\n    ")
 
     def _message(
-        self,
-        first: Sequence[str],
-        minimum: float | None,
-        found: RobustAccuracy,
-        asked: Asked,
-        item: Item | None,
-        why_not: str | None,
+        self, first: str, found: RobustAccuracy, asked: Asked, compared: Item | str, minimum: float | None = None
     ) -> str:
-        n = self.settings.n
-        note = f" (only the board's first {found.n:,}, --robustness-n)" if n == found.n else ""
-        lines = [*first, *report.facts(found, minimum, note)]
-        lines += report.flipped(item) if item is not None else []
-        lines += [f"  committed  {why_not}"] if why_not is not None else []
+        n = self.settings.n if self.settings.n == found.n else None
+        note = f" (only the board's first {found.n:,}, --robustness-n)" if n else ""
+        lines = [first, *report.facts(found, minimum, note)]
+        lines += report.flipped(compared) if isinstance(compared, Item) else [f"  committed  {compared}"]
         return "\n".join([*lines, report.reproduce(asked, self.settings.workspace, n)])

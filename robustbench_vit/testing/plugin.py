@@ -208,12 +208,12 @@ def _check(item: pytest.Item) -> None:
     """Fails the test when the entry isn't what its marker demands; warns when that can't be told."""
     _evaluated(item)
     with _failing():
-        verdict = _session(item.config).verdict(item.stash[_demand], item.stash[_asked])
+        found = _session(item.config).complaints(item.stash[_demand], item.stash[_asked])
     strict = item.config.getoption("robustness_strict")
-    failures = [*verdict.failures, *(verdict.undecided if strict else ())]
+    failures = [*found.failures, *(found.undecided if strict else ())]
     if failures:
         pytest.fail("\n".join(failures), pytrace=False)
-    for message in verdict.undecided:
+    for message in found.undecided:
         item.warn(RobustnessWarning(message))
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robustbench_vit.cards.numbers import show_number
-from robustbench_vit.comparing import Conclusion, Item
+from robustbench_vit.cards.workspace import FOLDERS
+from robustbench_vit.comparing import Item
+from robustbench_vit.comparing.render import words
 from robustbench_vit.records import Evidence, Record
 
 if TYPE_CHECKING:
@@ -21,15 +23,9 @@ SHOWN = 20
 """Most samples of one fate that a message names."""
 
 
-def percent(share: float) -> str:
-    """'35.0 %'."""
-    return f"{100 * share:.1f} %"
-
-
 def number(found: RobustAccuracy) -> str:
     """'35.0 % [18.1, 56.7]'."""
-    low, high = (100 * bound for bound in found.interval)
-    return f"{percent(found.value)} [{low:.1f}, {high:.1f}]"
+    return f"{words.percent(found.value, found.n)} % {words.bounds(found.interval, found.n)}"
 
 
 def budget(record: Record) -> str:
@@ -53,7 +49,7 @@ def masking(record: Record) -> str:
 
 def below(found: RobustAccuracy, minimum: float, who: str) -> str:
     """The first line of a failure by `min`."""
-    return f"robust accuracy of {who} is {number(found)}, below the minimum of {percent(minimum)}"
+    return f"robust accuracy of {who} is {number(found)}, below the minimum of {100 * minimum:g} %"
 
 
 def facts(found: RobustAccuracy, minimum: float | None, note: str = "") -> list[str]:
@@ -69,15 +65,9 @@ def facts(found: RobustAccuracy, minimum: float | None, note: str = "") -> list[
     return lines
 
 
-def dropped(item: Item, max_drop: float) -> str:
+def dropped(item: Item, max_drop: float, who: str) -> str:
     """The first line of a failure, or of a warning, by `max_drop`."""
-    low, high = (100 * bound for bound in item.drop_interval)
-    said = f"the robust accuracy of entry '{item.entry}' fell by {100 * item.drop:.1f} points [{low:.1f}, {high:.1f}]"
-    if item.conclusion is Conclusion.WORSE:
-        return f"worse: {said}, significantly (p = {item.p_adjusted:.2g}) and by more than {100 * max_drop:g}"
-    needed = item.samples_to_decide
-    more = "no number of samples would decide" if needed is None else f"about {needed:,} samples would decide"
-    return f"undecided: {said}; whether by more than {100 * max_drop:g}, n = {item.flips.n:,} can't tell; {more}"
+    return f"{item.conclusion}: {who}: {words.sentence(item)}; largest admitted drop {100 * max_drop:g} points"
 
 
 def flipped(item: Item) -> list[str]:
@@ -85,7 +75,7 @@ def flipped(item: Item) -> list[str]:
     n = item.flips.n
     changed = len(item.lost) + len(item.gained)
     lines = [
-        f"  committed  {percent(item.baseline.robust_accuracy)} on the same {n:,} samples; {changed} flipped"
+        f"  committed  {words.percent(item.baseline.robust_accuracy, n)} % on the same {n:,} samples; {changed} flipped"
         f" ({len(item.lost)} lost, {len(item.gained)} gained)"
     ]
     lines += _flips("lost", "", {flip.sample: flip.candidate for flip in item.lost})
@@ -108,10 +98,10 @@ def reproduce(asked: Asked, workspace: Workspace, n: int | None) -> str:
     """The command that evaluates the entry without pytest."""
     where = [f"--workspace {shlex.quote(str(workspace.layers[-1]))}"] if _elsewhere(workspace) else []
     samples = [] if n is None else [f"--n {n}"]
-    found = asked.board.path.parent.parent in workspace.layers
+    found = asked.board.path.parent in [layer / FOLDERS["board"] for layer in workspace.layers]
     board = asked.board.name if found else str(asked.board.path)
-    words = ["rbvit", *where, "run", shlex.quote(board), "--entry", shlex.quote(asked.entry), *samples]
-    return f"  reproduce  {' '.join(words)}"
+    command = ["rbvit", *where, "run", shlex.quote(board), "--entry", shlex.quote(asked.entry), *samples]
+    return f"  reproduce  {' '.join(command)}"
 
 
 def _elsewhere(workspace: Workspace) -> bool:

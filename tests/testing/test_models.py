@@ -65,7 +65,7 @@ def test_model(model, robust_accuracy):
     ran.stdout.fnmatch_lines(
         [
             ">   *robust_accuracy(model, x, y, attack='quick', eps=0.2, min=0.9)",
-            "E * robust accuracy of model 'DigitsCNN' is *, below the minimum of 90.0 %",
+            "E * robust accuracy of model 'DigitsCNN' is *, below the minimum of 90 %",
             "E *  attack     quick, linf, eps 0.2",
             "E *  samples    * of 12 robust; interval at 95 %",
             "E *  reproduce  pytest 'test_it.py::test_model'",

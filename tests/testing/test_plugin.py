@@ -46,7 +46,7 @@ def test_too_low_fails_and_says_why(tested: Tested, commit: Commit, made: dict[s
     ran.assert_outcomes(failed=1)
     ran.stdout.fnmatch_lines(
         [
-            "robust accuracy of entry 'weak' of board 'small' is * % [[]*[]], below the minimum of 45.0 %",
+            "robust accuracy of entry 'weak' of board 'small' is * % [[]*[]], below the minimum of 45 %",
             "  attack     quick, linf, eps 0.2",
             "  samples    * of 20 robust; interval at 95 %",
             f"  committed  * % on the same 20 samples; * flipped ({len(lost)} lost, * gained)",
@@ -124,7 +124,7 @@ def test_the_minimum_holds_too(robust_accuracy):
     ran.stdout.fnmatch_lines(
         [
             "E       assert RobustAccuracy(0.*0 [[]0.*, 0.*], n = 20, weak, quick, linf 0.2) > 0.5",
-            "* of board 'small' is *, below the minimum of 90.0 %",
+            "* of board 'small' is *, below the minimum of 90 %",
         ]
     )
 
