@@ -158,6 +158,8 @@ def test_a_drop_as_large_as_the_limit_is_rarely_excluded(n: int, lost: float, ga
         (Flips(12, 4, 200), 0.02),
         (Flips(30, 20, 300), 0.02),
         (Flips(15, 8, 200), 0.03),
+        (Flips(6, 1, 20), 0.02),
+        (Flips(4, 1, 60), 0.02),
     ],
 )
 def test_that_many_samples_do_decide_four_times_in_five(seen: Flips, max_drop: float) -> None:
@@ -169,7 +171,7 @@ def test_that_many_samples_do_decide_four_times_in_five(seen: Flips, max_drop: f
         counts: mcnemar(counts) < 0.05 and counts.drop > max_drop if worse else drop_interval(counts)[1] < max_drop
         for counts in set(runs)
     }
-    assert np.mean([decides[counts] for counts in runs]) == pytest.approx(0.8, abs=0.05)
+    assert 0.79 < np.mean([decides[counts] for counts in runs]) < 0.86  # rounded up, as counts are whole
 
 
 def test_where_nothing_flips_the_next_sample_would_have_been_too_few() -> None:
