@@ -8,7 +8,14 @@ from __future__ import annotations
 import subprocess
 import sys
 
-REPORTS = ("benchmarks.parity", "benchmarks.ground_truth", "benchmarks.retraining", "benchmarks.checks")
+REPORTS = (
+    "benchmarks.parity",
+    "benchmarks.ground_truth",
+    "benchmarks.retraining",
+    "benchmarks.checks",
+    "benchmarks.sequential",
+    "benchmarks.gate",
+)
 
 
 def main() -> None:

@@ -81,6 +81,9 @@ def test_the_command_works_and_a_users_workspace_lies_over_it(installed: Path, t
     assert "steps: 3\n" in run(installed, tmp_path, "-m", "robustbench_vit", "show", "attack", "pgd-3")
 
 
-def test_the_entry_point_is_installed(installed: Path) -> None:
+def test_the_entry_points_are_installed(installed: Path) -> None:
     found = [point for one in distributions(path=[str(installed)]) for point in one.entry_points]
-    assert [(point.name, point.value) for point in found] == [("rbvit", "robustbench_vit.cli:main")]
+    assert sorted((point.name, point.value) for point in found) == [
+        ("rbvit", "robustbench_vit.cli:main"),
+        ("robustbench_vit", "robustbench_vit.testing.plugin"),
+    ]
