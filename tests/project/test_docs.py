@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
+    "docs/architectures.md",
     "docs/boards.md",
     "docs/records.md",
     "docs/datasets.md",
