@@ -33,7 +33,6 @@ from robustbench_vit.cards.schema import PRECISIONS
 from robustbench_vit.errors import InputError, nearest
 from robustbench_vit.records import Evidence, Record
 from robustbench_vit.records.rows import MAJORITY
-from robustbench_vit.statistics import INTERVALS
 
 
 class Kind(StrEnum):
@@ -133,18 +132,25 @@ def column_faults(card: BoardCard, where: str) -> list[str]:
 
 
 def columns(
-    card: BoardCard, where: str, lanes: Mapping[str, Sequence[str]], precisions: Sequence[str] = ()
+    card: BoardCard,
+    where: str,
+    lanes: Mapping[str, Sequence[str]],
+    precisions: Sequence[str] = (),
+    profile: str = "full",
 ) -> list[Column]:
     """The card's columns in order; `lanes` names the lanes of each attack. Raises InputError for unknown columns.
 
     A table with a row whose adversarial images were searched in another one of `precisions` than fp32 shows them in a
-    column, named on the card or not.
+    column, named on the card or not. Rows that stopped early (profile 'until') show their n and have no ranks.
     """
     if faults := column_faults(card, where):
         raise InputError("\n".join(faults))
-    names = list(card.columns)
+    names = [name for name in card.columns if (name, profile) != (RANK, "until")]
+    beside_entry = names.index("entry") + 1 if "entry" in names else 0
+    if profile == "until" and "n" not in names:
+        names.insert(beside_entry, "n")
     if "precision" not in names and any(precision != PRECISIONS[0] for precision in precisions):
-        names.insert(names.index("entry") + 1 if "entry" in names else 0, "precision")
+        names.insert(beside_entry, "precision")
     return [column for name in names for column in _columns(name, card, lanes)]
 
 
@@ -179,8 +185,8 @@ def _percent(card: BoardCard) -> str:
 
 
 def _clean(record: Record, card: BoardCard) -> Estimate:
-    share, n = record.clean_accuracy, record.n
-    return Estimate(share, *INTERVALS[card.interval](round(share * n), n, card.confidence))
+    right = record.at(card.attacks[-1], card.eps[0]).correct
+    return Estimate(record.clean_accuracy, *record.interval_of(right, card.confidence, card.interval))
 
 
 def _survivors(attack: str, eps: float, suffix: str, lanes: Sequence[str]) -> list[Column]:

@@ -108,7 +108,7 @@ def _files(
     texts[_REFERENCES] = references_text(board, workspace, policies_of(measured.values()))
     if reported:
         texts[_REPORTED] = reported_csv(reported)
-    if measured and table.profile != "smoke":
+    if measured and table.profile == "full":
         texts[_METHODS] = methods_text(board, workspace, table, measured)
         texts |= {f"{_BADGES}/{name}.svg": _badge(board.card, record) for name, record in measured.items()}
     files = {folder / name: text for name, text in texts.items()}

@@ -46,10 +46,12 @@ def methods_text(
     """A paragraph for a paper, ending in a newline: models, attacks, budget, samples, precision, statistics.
 
     `records` are those the table was made from (by entry; default: the board's own). Raises InputError when nothing is
-    measured, and for a smoke profile.
+    measured, for a smoke profile, and for records that stopped early.
     """
     if table.profile == "smoke":
         raise InputError(f"{board.shown}: these records are of a smoke profile, whose numbers mean nothing")
+    if table.profile != "full":
+        raise InputError(f"{board.shown}: these records stopped early, each at another n; evaluate the board in full")
     held = load_records(board_folder(board) / "records") if records is None else records
     measured = {row.entry: held[row.entry] for row in table.rows if row.note is None and row.entry in held}
     if not measured:

@@ -42,7 +42,7 @@ def require_board(board: Loaded[BoardCard], workspace: Workspace, records: Mappi
     """
     for_profile: dict[bool, dict[str, Any]] = {}
     for name, record in records.items():
-        settings = record.protocol.get("profile") == "full"
+        settings = record.protocol.get("profile") != "smoke"
         if settings not in for_profile:  # resolving attacks reads their cards
             for_profile[settings] = _expected(board.card, workspace, board.shown, settings)
         expected = for_profile[settings]

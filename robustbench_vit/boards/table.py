@@ -42,11 +42,12 @@ class Table:
     card: BoardCard
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
-    samples: int | None  # of each row; None without records
-    profile: str  # 'full', or 'smoke': numbers that mean nothing
+    samples: int | None  # of each row, at most where rows stopped early; None without records
+    profile: str  # 'full'; 'until': rows stopped early; or 'smoke': numbers that mean nothing
     protocol_ids: Mapping[str, str]  # by precision, in the card's order; one entry, but where rows differ in it
     custom: Mapping[str, tuple[str, ...]]  # attacks that bear a published protocol's name and are not it
     families: tuple[Family, ...] = ()  # recipes with several trainings
+    half_width: float | None = None  # of the interval at which rows stopped; see docs/gate.md
 
     def custom_name(self, text: str) -> str | None:
         """The attack whose column's title or key this is, when it isn't what its name claims."""
@@ -103,7 +104,7 @@ def build_table(board: Loaded[BoardCard], workspace: Workspace, records: Mapping
     profile = first.protocol["profile"] if first else "full"
     decisive = {name: r.at(card.attacks[-1], card.eps[0]) for name, r in held.items() if r.complete}
     ids = _protocol_ids(card, held)
-    shown = columns(card, board.shown, _lanes(board, workspace), list(ids))
+    shown = columns(card, board.shown, _lanes(board, workspace), list(ids), profile)
     ranks = ranked(decisive, card.alpha) if profile == "full" else {}
     entries = sorted(card.entries, key=_order(decisive))
     return Table(
@@ -111,8 +112,9 @@ def build_table(board: Loaded[BoardCard], workspace: Workspace, records: Mapping
         card=card,
         columns=tuple(shown),
         rows=tuple(_row(entry, held.get(entry.name), entry.name in decisive, ranks, shown) for entry in entries),
-        samples=first.n if first else None,
+        samples=_samples(first),
         profile=profile,
+        half_width=first.protocol["until"]["half_width"] if first and profile == "until" else None,
         protocol_ids=ids,
         custom=_custom(card, first),
         families=families(card.entries, decisive) if profile == "full" else (),
@@ -123,6 +125,13 @@ def _require_levels(board: Loaded[BoardCard]) -> None:
     for name in ("confidence", "alpha"):
         if not 0 < (value := getattr(board.card, name)) < 1:
             raise InputError(f"{board.shown}: {name} lies between 0 and 1, got {value:g}")
+
+
+def _samples(first: Record | None) -> int | None:
+    """How many samples each row has, or may have had before it stopped."""
+    if first is None:
+        return None
+    return int(first.protocol["data"]["n"]) if first.protocol["profile"] == "until" else first.n
 
 
 def _lanes(board: Loaded[BoardCard], workspace: Workspace) -> dict[str, list[str]]:

@@ -95,8 +95,10 @@ def run(
         tuple(entry or ()), n, device, width, workers, out, smoke, known_precision(precision), compiled, channels_last,
         None if until is None else Until(until, loaded.card.confidence, loaded.card.seed),
     )  # fmt: skip
-    if publish and (n is not None or smoke or until is not None):
-        raise InputError("--publish needs the whole board: leave out --n, --until and --smoke")
+    if publish and (n is not None or smoke):
+        raise InputError("--publish needs the whole board: leave out --n and --smoke")
+    if publish and until is not None:
+        raise InputError("--publish needs the whole board, and --until stops early: leave one out")
     if smoke and until is not None:
         raise InputError("--smoke shows whether a board runs, --until how robust its entries are: leave one out")
     finished = _run(loaded, workspace, options)

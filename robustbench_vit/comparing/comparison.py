@@ -110,6 +110,7 @@ class Comparison:
     new: tuple[str, ...] = ()  # entries that only the candidate has
     notes: tuple[str, ...] = ()  # about all items
     command: str = "rbvit compare"  # which made it
+    correction: str = "Holm"  # of p over all items; empty where the notes say how errors are kept from adding up
     extra: Mapping[str, Any] = field(default_factory=dict)  # further JSON values of that command
 
     @property

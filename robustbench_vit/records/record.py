@@ -170,6 +170,11 @@ class Record:
         return self._single().robust
 
     @property
+    def correct(self) -> np.ndarray:
+        """bool (n,): whether the sample is classified correctly without an attack."""
+        return ~self._single().status.among(Status.MISCLASSIFIED)
+
+    @property
     def verdicts(self) -> list[str]:
         """One string per sample: 'misclassified', 'robust' or the name of the lane that broke it."""
         return self._single().verdicts
@@ -182,13 +187,21 @@ class Record:
         return int(passes.sum()) / len(passes)
 
     def interval(self, confidence: float = 0.95, method: str = "wilson") -> tuple[float, float]:
-        """The interval of the robust accuracy over the draw of the test samples, by one of statistics.INTERVALS."""
-        from robustbench_vit.statistics import INTERVALS
+        """The interval of the robust accuracy over the draw of the test samples, by one of statistics.INTERVALS.
+
+        Of a record that stopped as soon as enough was known it is a confidence sequence, whatever the method.
+        """
+        return self.interval_of(self.robust, confidence, method)
+
+    def interval_of(self, held: np.ndarray, confidence: float, method: str = "wilson") -> tuple[float, float]:
+        """Like `interval`, of the share of samples for which something held: bool (n,), in the order of `samples`."""
+        from robustbench_vit.statistics import INTERVALS, ConfidenceSequence
 
         if method not in INTERVALS:
             raise InputError(f"no interval '{method}'; there are: {', '.join(INTERVALS)}")
-        robust = self.robust
-        return INTERVALS[method](int(robust.sum()), len(robust), confidence)
+        if until := self.protocol.get("until"):
+            return ConfidenceSequence(1 - confidence, until["half_width"]).take_many(held.tolist()).interval
+        return INTERVALS[method](int(held.sum()), len(held), confidence)
 
     @property
     def adversarials(self) -> Tensor:

@@ -179,6 +179,7 @@ def _comparison(gate: _Gate, found: Sequence[Gated]) -> Comparison:
         items=tuple(gated.item for gated in found),
         notes=tuple(_notes(gate, found)),
         command="rbvit gate",
+        correction="",
         extra={"order_seed": gate.order_seed, "cost": {g.item.entry: _cost(g) for g in found}},
     )
 
@@ -194,7 +195,7 @@ def _notes(gate: _Gate, found: Sequence[Gated]) -> list[str]:
     share = f" ({100 * saved / (spent + saved):.0f} %)" if spent + saved else ""
     notes = [f"{used:,} of {of:,} samples used, {spent:,} model passes; about {saved:,} saved{share}"]
     if gate.terms.entries > 1:
-        notes.append(f"'worse' is decided at alpha / {gate.terms.entries}, the number of entries evaluated")
+        notes.append(f"'worse' is decided at alpha / {gate.terms.entries}, as so many entries were evaluated")
     if any(gated.item.decided_by == SEQUENTIAL_TEST for gated in found):
         notes.append("beside a sequential decision stand the intervals of a number of samples fixed beforehand")
     return notes

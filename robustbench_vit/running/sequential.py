@@ -25,7 +25,10 @@ from robustbench_vit.running.session import Evaluation
 from robustbench_vit.statistics import InOrder, in_order, sample_order
 
 SMALLEST_CHUNK = 32
-"""Samples in a chunk at least. Fewer leave the device idle; what a chunk has begun when the rule stops is lost."""
+"""Samples in a chunk at least. Fewer leave the device idle; what a chunk has begun when the rule stops is lost.
+
+64 samples of the digits board's cnn-pgd-at took 24 s of one core in one chunk, 31 s in two, 50 s in four.
+"""
 
 
 class Rule(Protocol):

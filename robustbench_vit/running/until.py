@@ -117,13 +117,6 @@ def complete_until(item: Prepared, until: Until, known: Known) -> bool:
     return complete(_first(item, order, rule.sequence.n)[0], known)
 
 
-def final_interval(record: Record, attack: str, eps: float) -> tuple[float, float]:
-    """The confidence sequence of a stopped record's robust accuracy after its last sample."""
-    said = record.protocol[PROFILE]
-    sequence = ConfidenceSequence(1 - said["confidence"], said["half_width"])
-    return sequence.take_many(record.at(attack, eps, record.protocol["criterion"]).robust).interval
-
-
 def until_lines(records: Mapping[str, Record]) -> list[str]:
     """A line per entry: how many samples it took, and what is known of its robust accuracy."""
     return [_until_line(name, record) for name, record in records.items()]
@@ -132,7 +125,7 @@ def until_lines(records: Mapping[str, Record]) -> list[str]:
 def _until_line(name: str, record: Record) -> str:
     said, of = record.protocol[PROFILE], record.protocol["data"]["n"]
     attack, eps = list(record.protocol["attacks"])[-1], record.protocol["eps"][0]
-    low, high = final_interval(record, attack, eps)
+    low, high = record.at(attack, eps).interval(said["confidence"])
     enough = (high - low) / 2 < said["half_width"]
     found = f"{name}: {record.n:,} of {of:,} samples, {attack} in [{100 * low:.1f}, {100 * high:.1f}] %"
     asked = f"± {100 * said['half_width']:g}"

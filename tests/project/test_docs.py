@@ -31,6 +31,8 @@ PAGES = [
     "docs/checks.md",
     "docs/ci.md",
     "docs/compare.md",
+    "docs/gate.md",
+    "docs/gate-evidence.md",
     "docs/ground-truth.md",
     "docs/parity.md",
     "docs/performance.md",

@@ -12,7 +12,7 @@ import pytest
 from robustbench_vit.records import Record, Status
 from robustbench_vit.records.journal import Journal
 from robustbench_vit.running.sequential import follow
-from robustbench_vit.running.until import NarrowEnough, Until, final_interval
+from robustbench_vit.running.until import NarrowEnough, Until
 from robustbench_vit.statistics import sample_order
 
 Rbvit = Callable[..., Any]
@@ -47,7 +47,7 @@ def test_an_entry_stops_at_the_first_narrow_interval_in_the_seeds_order(
             assert not rule.over
             rule = rule.take(sample, bool(robust))
         assert rule.over
-        assert rule.sequence.interval == final_interval(record, "short", 0.1)
+        assert rule.sequence.interval == record.at("short", 0.1).interval(0.95)
         assert f"{name}: {record.n} of 48 samples, short in [" in ran.out
         full = {(o.sample, o.attack): o for o in whole.outcomes}  # what it did evaluate, it evaluated as ever
         assert all(outcome == full[outcome.sample, outcome.attack] for outcome in record.outcomes)
@@ -68,7 +68,15 @@ def test_rows_of_one_width_share_a_table_though_their_samples_differ(
     assert len({record.protocol_id for record in held.values()}) == 1
     assert held["cnn"].protocol["profile"] == "until"
     assert held["cnn"].protocol["until"] == {"half_width": 0.2, "confidence": 0.95, "order_seed": 0}
-    assert rbvit("table", "small", "--records", str(run / "records")).code == 0
+    table = rbvit("table", "small", "--records", str(run / "records")).out
+    assert table.startswith("n of 48 samples of samples.npz/")
+    assert "; each row stopped when short was known within ± 20 points; " in table
+    assert "[95 % confidence sequences]" in table
+    for name, record in held.items():
+        low, high = (100 * bound for bound in record.at("short", 0.1).interval(0.95))
+        (row,) = [line for line in table.splitlines() if line.startswith(f"| {name} ")]
+        assert str(record.n) in [cell.strip() for cell in row.split("|")]
+        assert f"[{low:.1f}, {high:.1f}]" in row
     records(finished.run)["vit"].save(run / "records" / "vit.json")
     mixed = rbvit("table", "small", "--records", str(run / "records"))
     assert mixed.code == 2
@@ -116,7 +124,7 @@ def test_all_samples_may_be_too_few(folder: Path, given: list[str], rbvit: Rbvit
         (["--until", "0.5"], "--until is half the interval's width, between 0 and 0.5, got 0.5; did you mean 0.005?"),
         (["--until", "2"], "--until is half the interval's width, between 0 and 0.5, got 2; did you mean 0.02?"),
         (["--until", "0"], "--until is half the interval's width, between 0 and 0.5, got 0"),
-        (["--until", "0.1", "--publish"], "--publish needs the whole board: leave out --n, --until and --smoke"),
+        (["--until", "0.1", "--publish"], "--publish needs the whole board, and --until stops early: leave one out"),
         (
             ["--until", "0.1", "--smoke"],
             "--smoke shows whether a board runs, --until how robust its entries are: leave one out",

@@ -44,9 +44,24 @@ def caption(table: Table) -> str:
         return f"Smoke profile: {table.samples} samples and shortened attacks; these numbers mean nothing."
     shares = "percent of all samples"
     if any(column.kind is Kind.INTERVAL for column in table.columns):
-        shares += f", [{_INTERVALS[card.interval]} {100 * card.confidence:g} % intervals]"
-    clauses = [f"{table.samples} samples of {about}", shares, *_counts(table), _order(table), _protocols(table)]
+        shares += f", [{_intervals(table)}]"
+    n = table.samples if table.half_width is None else f"n of {table.samples}"
+    clauses = [f"{n} samples of {about}", *_stopped(table), shares, *_counts(table), _order(table), _protocols(table)]
     return f"{'; '.join(clauses)}."
+
+
+def _stopped(table: Table) -> list[str]:
+    """Why rows have fewer samples, where they stopped early."""
+    if table.half_width is None:
+        return []
+    return [f"each row stopped when {ranking(table.card)} was known within ± {100 * table.half_width:g} points"]
+
+
+def _intervals(table: Table) -> str:
+    """Of which kind intervals are; those of rows that stopped early hold at all n at once."""
+    share = f"{100 * table.card.confidence:g} %"
+    fixed = f"{_INTERVALS[table.card.interval]} {share} intervals"
+    return fixed if table.half_width is None else f"{share} confidence sequences"
 
 
 def _counts(table: Table) -> list[str]:

@@ -101,8 +101,9 @@ def tally(comparison: Comparison) -> str:
 def terms(comparison: Comparison) -> str:
     """What the conclusions were drawn by."""
     n = len(comparison.items)
-    holm = f", Holm over {n} comparisons" if n > 1 and any(i.p is not None for i in comparison.items) else ""
-    return f"largest admitted drop {100 * comparison.max_drop:g} points, alpha {comparison.alpha:g}{holm}"
+    corrected = comparison.correction and n > 1 and any(i.p is not None for i in comparison.items)
+    correction = f", {comparison.correction} over {n} comparisons" if corrected else ""
+    return f"largest admitted drop {100 * comparison.max_drop:g} points, alpha {comparison.alpha:g}{correction}"
 
 
 def shared_notes(comparison: Comparison) -> list[str]:
