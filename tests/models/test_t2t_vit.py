@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from robustbench_vit.engine.intake import intake
 from robustbench_vit.errors import InputError, WeightsError
 from robustbench_vit.models.author_keys.t2t_vit import from_authors
 from robustbench_vit.models.build import build_model
@@ -277,20 +276,6 @@ def test_gradient_checkpointing_changes_no_gradient(tokens):
     plain = torch.autograd.grad(model(x)[:, 0].sum(), x)[0]
     model.set_grad_checkpointing()
     torch.testing.assert_close(torch.autograd.grad(model(x)[:, 0].sum(), x)[0], plain)
-
-
-def test_it_can_be_compiled():
-    model, x = seeded("digits_t2t_vit", depth=1), images(2, 1, 8, 8)
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x), model(x))
-    with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(compiled(x), model(x))
-
-
-@pytest.mark.parametrize("name", INPUTS)
-def test_intake_lets_it_pass(name):
-    model = seeded(name, depth=1)
-    assert intake(model, images(40, *INPUTS[name]), torch.arange(40) % 10).policy == "A"
 
 
 def test_training_moves_everything_but_what_is_frozen():
