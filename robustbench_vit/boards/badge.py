@@ -61,7 +61,8 @@ def badge(
     label = "robust accuracy (custom attack)" if record.custom(attack) else "robust accuracy"
     reach = max(high - judged.robust_accuracy, judged.robust_accuracy - low)
     value = f"{100 * judged.robust_accuracy:.1f} % ± {100 * reach:.1f}"
-    bounds = f"{100 * confidence:g} % {INTERVAL_NAMES[interval]} interval {100 * low:.1f} to {100 * high:.1f}"
+    kind = "confidence sequence" if record.protocol["profile"] == "until" else f"{INTERVAL_NAMES[interval]} interval"
+    bounds = f"{100 * confidence:g} % {kind} {100 * low:.1f} to {100 * high:.1f}"
     return _drawn(label, value, _colour(judged), _title(judged, attack, chosen, bounds))
 
 

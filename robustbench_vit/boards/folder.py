@@ -16,8 +16,11 @@ def board_folder(board: Loaded[BoardCard]) -> Path:
 
 
 def load_records(folder: Path) -> dict[str, Record]:
-    """The records in `folder` by the name of their file (an entry's name); none when there is no such folder."""
-    return {path.stem: Record.load(path) for path in record_files(folder)}
+    """The records in `folder` by the name of their file (an entry's name); none when there is no such folder.
+
+    Without their images: those of all entries together may need more memory than there is.
+    """
+    return {path.stem: Record.load(path, images=False) for path in record_files(folder)}
 
 
 def record_files(folder: Path) -> list[Path]:

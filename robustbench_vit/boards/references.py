@@ -30,7 +30,14 @@ _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 _ARXIV_LINK = re.compile(r"arxiv\.org/(?:abs|pdf)/(\d{4}\.\d{4,5})")
 _ENTRY = re.compile(r"^@(?P<kind>\w+)\{(?P<key>[^,\s]+),\n(?P<fields>.*?)\n\}$", re.MULTILINE | re.DOTALL)
 _FIELD = re.compile(r"^  (\w+) = \{(.*)\},?$", re.MULTILINE)
-_SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_URL = re.compile(r"https?://[^\s{}\\]+")
+_SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "{": r"\textbraceleft{}",  # BibTeX counts braces, escaped or not
+    "}": r"\textbraceright{}",
+}
 
 
 @dataclass(frozen=True)
@@ -155,6 +162,7 @@ def arxiv_of(row: ReportedRow) -> str | None:
 
 def _paper(key: str, row: ReportedRow, arxiv: str | None) -> str:
     info = row.info
+    link = _URL.fullmatch(info.link or "")
     year = re.search(r"\b(?:19|20)\d\d\b", info.venue or "")
     fields = {
         "author": tex(" and ".join(info.author_list)),
@@ -163,7 +171,7 @@ def _paper(key: str, row: ReportedRow, arxiv: str | None) -> str:
         "note": tex(info.venue or ""),
         "eprint": arxiv or "",
         "archiveprefix": "arXiv" if arxiv else "",
-        "howpublished": "" if arxiv or not info.link else f"\\url{{{info.link}}}",
+        "howpublished": f"\\url{{{link[0]}}}" if link and not arxiv else "",
     }
     lines = [f"  {name} = {{{value}}}" for name, value in fields.items() if value]
     return f"@misc{{{key},\n" + ",\n".join(lines) + "\n}"

@@ -130,27 +130,27 @@ def with_reported(text: str, rows: Sequence[ReportedRow], form: str, board: str)
 
 
 def _markdown(rows: Sequence[ReportedRow], board: str) -> str:
-    notes = "\n".join(f"- {note}" for note in _notes(rows))
-    blocks = [f"{CAPTION}.", aligned(_grid(rows, _markdown_paper)), *([notes] if notes else [])]
+    notes = "\n".join(f"- {_literal(note)}" for note in _notes(rows))
+    blocks = [f"{CAPTION}.", aligned(_grid(rows, _markdown_paper, _literal)), *([notes] if notes else [])]
     return "\n\n".join(blocks) + "\n"
 
 
-def _grid(rows: Sequence[ReportedRow], paper: Callable[[ReportedRow], str]) -> Grid:
-    """The titles and cells; budgets are a column where they differ."""
+def _grid(rows: Sequence[ReportedRow], paper: Callable[[ReportedRow], str], shown: Callable[[str], str]) -> Grid:
+    """The titles and cells, texts as `shown` writes them; budgets are a column where they differ."""
     several = len({row.info.eps for row in rows}) > 1
-    cells = [_cells(row, paper(row)) for row in rows]
+    cells = [_cells(row, paper(row), shown) for row in rows]
     titles = [title for title in cells[0] if title != "eps" or several]
     right = [title in ("rank", "eps") or title.endswith("%") for title in titles]
-    return Grid(titles, [[_plain(line[title]) for title in titles] for line in cells], right)
+    return Grid(titles, [[line[title] for title in titles] for line in cells], right)
 
 
-def _cells(row: ReportedRow, paper: str) -> dict[str, str]:
+def _cells(row: ReportedRow, paper: str, shown: Callable[[str], str]) -> dict[str, str]:
     info = row.info
     return {
         "rank": str(row.rank),
-        "row": row.name,
+        "row": shown(row.name),
         "eps": show_number(info.eps),
-        "architecture": info.architecture,
+        "architecture": shown(_plain(info.architecture)),
         "clean %": _percent(info.clean_acc),
         "AutoAttack %": _percent(info.autoattack_acc),
         "best known %": _percent(info.best_known),
@@ -161,7 +161,12 @@ def _cells(row: ReportedRow, paper: str) -> dict[str, str]:
 
 def _plain(text: str) -> str:
     """`text` on one line without HTML tags and LaTeX's mathematics marks."""
-    return " ".join(re.sub(r"<[^>]*>|\\[()]", " ", text).split())
+    return " ".join(re.sub(r"<[/!a-zA-Z][^>]*>|\\[()]", " ", text).split())
+
+
+def _literal(text: str) -> str:
+    """Plain text as Markdown shows it letter by letter: no link, image, code or HTML."""
+    return re.sub(r"([\\`\[\]<])", r"\\\1", text)
 
 
 def _percent(value: float | None) -> str:
@@ -172,11 +177,11 @@ def paper_of(row: ReportedRow) -> str:
     """The authors and where it appeared, 'Mo et al., NeurIPS 2022'; the title where no author is named."""
     names = [author.split()[-1] for author in row.info.author_list]
     who = " and ".join(names) if len(names) < 3 else f"{names[0]} et al."
-    return ", ".join(part for part in (who or row.info.name, row.info.venue) if part)
+    return _plain(", ".join(part for part in (who or row.info.name, row.info.venue) if part))
 
 
 def _markdown_paper(row: ReportedRow) -> str:
-    said = re.sub(r"([\[\]])", r"\\\1", paper_of(row))
+    said = _literal(paper_of(row))
     linked = re.fullmatch(r"https?://[^\s()<>|]+", row.info.link or "")
     return f"[{said}]({linked[0]})" if linked else said
 
@@ -193,8 +198,8 @@ def _notes(rows: Sequence[ReportedRow]) -> list[str]:
 
 
 def _latex(rows: Sequence[ReportedRow], board: str) -> str:
-    grid = _grid(rows, paper_of)
-    lines = [" & ".join(escape(cell) for cell in line) + r" \\" for line in [grid.header, *grid.rows]]
+    grid = _grid(rows, lambda row: escape(paper_of(row)), escape)
+    lines = [" & ".join(cells) + r" \\" for cells in [[escape(title) for title in grid.header], *grid.rows]]
     below = [
         r"\begin{table}",
         r"\centering",

@@ -145,7 +145,8 @@ def model_info(record: Record, eps: float | None = None, about: Mapping[str, Any
     """A record's AutoAttack result in RobustBench's format; `about` has fields that a record cannot know.
 
     Raises InputError for a record that is not the published protocol's: another attack, a custom one, a model that
-    answers at random or has no useful gradient, a smoke profile, an incomplete run, several eps of which none is named.
+    answers at random or has no useful gradient, a smoke profile, a run that stopped early or is incomplete, several eps of
+    which none is named.
     """
     if refused := _refusal(record):
         raise InputError(f"cannot be exported for RobustBench: {refused}")
@@ -176,6 +177,8 @@ def _refusal(record: Record) -> str | None:
     protocol = record.protocol
     if protocol["profile"] == "smoke":
         return "it is a smoke profile, whose numbers mean nothing"
+    if protocol["profile"] != "full":
+        return "it stopped early, on samples that others need not share; evaluate in full"
     if ATTACK not in protocol["attacks"]:
         return f"it has no attack '{ATTACK}', only {', '.join(protocol['attacks'])}"
     if record.policy != "A":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from robustbench_vit.boards.folder import board_folder, record_files
@@ -63,6 +63,8 @@ def find(name: str, workspace: Workspace) -> Path:
         return board_folder(workspace.board(name)) / "records"
     if path.is_file():
         return path
+    if path.exists():
+        raise InputError(f"{name} is neither a file nor a folder")
     close = _nearest(path, workspace)
     hint = f"; did you mean '{close}'?" if close else "; give a record, a folder of records, a run's folder or a board"
     raise InputError(f"no records at {name}{hint}")
@@ -78,17 +80,12 @@ def load(name: str, workspace: Workspace) -> Source:
     """The records that `name` stands for, by entry; see `find`. Raises InputError when there are none."""
     path = find(name, workspace)
     if path.is_file():
-        record = without_images(path)
+        record = Record.load(path, images=False)
         return Source(name, path, {str(record.entry.get("name", path.stem)): record})
-    records = {file.stem: without_images(file) for file in record_files(path)}
+    records = {file.stem: Record.load(file, images=False) for file in record_files(path)}
     if not records:
         raise InputError(f"no records in {path}{_elsewhere(path)}")
     return Source(name, path, records)
-
-
-def without_images(path: Path) -> Record:
-    """The record at `path` without its images: those of all entries together may need more memory than there is."""
-    return replace(Record.load(path), images=None)
 
 
 def _elsewhere(folder: Path) -> str:

@@ -15,7 +15,7 @@ from robustbench_vit.cards.workspace import builtin_layer
 from robustbench_vit.comparing.comparison import Conclusion, Item
 from robustbench_vit.comparing.judge import check_levels, judge
 from robustbench_vit.comparing.pairing import deviations
-from robustbench_vit.comparing.sources import Pair, Source, find, require_usable, without_images
+from robustbench_vit.comparing.sources import Pair, Source, find, require_usable
 from robustbench_vit.errors import InputError, UnknownNameError
 from robustbench_vit.records import Record
 from robustbench_vit.storage import write_atomic
@@ -115,10 +115,10 @@ def _planned(target: Path, candidate: Source, entries: Sequence[str]) -> tuple[l
     if target.is_file():
         if len(chosen) > 1:
             raise InputError(f"{target} is one record, {candidate.name} has {len(chosen)}; choose one with --entry")
-        held, files = without_images(target), {target.stem: target}
+        held, files = Record.load(target, images=False), {target.stem: target}
         ((name, record),) = chosen.items()
         return [Pair(target.stem, name, held, record)], [], files
-    before = {path.stem: without_images(path) for path in record_files(target)}
+    before = {path.stem: Record.load(path, images=False) for path in record_files(target)}
     paths = {name: target / f"{name}.json" for name in chosen}
     pairs = [Pair(name, name, before[name], record) for name, record in chosen.items() if name in before]
     added = [Pair(name, name, record, record) for name, record in chosen.items() if name not in before]

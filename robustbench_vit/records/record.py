@@ -254,8 +254,11 @@ class Record:
         return files.write(path, self.to_dict(), self.images)
 
     @staticmethod
-    def load(path: str | os.PathLike[str]) -> Record:
-        """The record saved at `path`; raises InputError when it isn't one or was altered."""
+    def load(path: str | os.PathLike[str], images: bool = True) -> Record:
+        """The record saved at `path`, with the images beside it where there are some, unless they are not wanted.
+
+        Raises InputError when it isn't a record or was altered.
+        """
         path = Path(path)
         raw = files.read(path)
         try:
@@ -267,8 +270,8 @@ class Record:
                 f"{path}: the protocol does not match its id {claimed} (it hashes to {record.protocol_id});"
                 " the file was altered"
             )
-        images = files.read_images(path)
-        return record if images is None else dataclasses.replace(record, images=images)
+        kept = files.read_images(path) if images else None
+        return record if kept is None else dataclasses.replace(record, images=kept)
 
 
 def _from_dict(raw: Mapping[str, Any]) -> Record:
