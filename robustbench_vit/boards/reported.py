@@ -138,24 +138,26 @@ def _markdown(rows: Sequence[ReportedRow], board: str) -> str:
 def _grid(rows: Sequence[ReportedRow], paper: Callable[[ReportedRow], str], shown: Callable[[str], str]) -> Grid:
     """The titles and cells, texts as `shown` writes them; budgets are a column where they differ."""
     several = len({row.info.eps for row in rows}) > 1
-    cells = [_cells(row, paper(row), shown) for row in rows]
+    cells = [
+        {**{title: shown(_plain(text)) for title, text in _cells(row).items()}, "paper": paper(row)} for row in rows
+    ]
     titles = [title for title in cells[0] if title != "eps" or several]
     right = [title in ("rank", "eps") or title.endswith("%") for title in titles]
     return Grid(titles, [[line[title] for title in titles] for line in cells], right)
 
 
-def _cells(row: ReportedRow, paper: str, shown: Callable[[str], str]) -> dict[str, str]:
+def _cells(row: ReportedRow) -> dict[str, str]:
+    """The texts by column, but for the paper."""
     info = row.info
     return {
         "rank": str(row.rank),
-        "row": shown(row.name),
+        "row": row.name,
         "eps": show_number(info.eps),
-        "architecture": shown(_plain(info.architecture)),
+        "architecture": info.architecture,
         "clean %": _percent(info.clean_acc),
         "AutoAttack %": _percent(info.autoattack_acc),
         "best known %": _percent(info.best_known),
         "extra data": MISSING if info.additional_data is None else "yes" if info.additional_data else "no",
-        "paper": paper,
     }
 
 

@@ -145,8 +145,8 @@ def model_info(record: Record, eps: float | None = None, about: Mapping[str, Any
     """A record's AutoAttack result in RobustBench's format; `about` has fields that a record cannot know.
 
     Raises InputError for a record that is not the published protocol's: another attack, a custom one, a model that
-    answers at random or has no useful gradient, a smoke profile, a run that stopped early or is incomplete, several eps of
-    which none is named.
+    answers at random or has no useful gradient, a smoke profile, a run that stopped early or is incomplete, several eps
+    of which none is named.
     """
     if refused := _refusal(record):
         raise InputError(f"cannot be exported for RobustBench: {refused}")

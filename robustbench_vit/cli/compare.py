@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from robustbench_vit.cards.numbers import show_number
 from robustbench_vit.cli.app import app, state
 from robustbench_vit.storage import write_atomic
 
@@ -135,7 +136,7 @@ def _change_lines(change: Change) -> list[str]:
     lines = [f"{change.date} {change.entry}: {change.outcome}. {' '.join(change.reason.split())}"]
     for point in change.after["robust_accuracy"]:
         shown = _arrow(old.get((point["attack"], point["eps"])), point["value"], _percent)
-        lines.append(f"  {point['attack']} ({point['norm']} {point['eps']:g}): {shown}")
+        lines.append(f"  {point['attack']} ({point['norm']} {show_number(point['eps'])}): {shown}")
     lines.append(f"  weights: {_arrow(before.get('weights_sha256'), change.after['weights_sha256'], _weights)}")
     return [*lines, *(f"  differs: {difference}" for difference in change.differs)]
 

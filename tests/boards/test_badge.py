@@ -40,6 +40,13 @@ def test_what_it_says(made: Any, make_record: Make) -> None:
     assert colours == {LABEL_COLOUR, dict(COLOURS)[0.5]}
 
 
+def test_of_a_run_that_stopped_early_it_names_a_confidence_sequence(made: Any, make_record: Make) -> None:
+    until = {"half_width": 0.2, "confidence": 0.95, "order_seed": 0}
+    title, _, _ = parts(badge(make_record(made, "weak", protocol={"profile": "until", "until": until})))
+    assert "(95 % confidence sequence " in title
+    assert "Wilson" not in title
+
+
 def test_attack_budget_and_interval_can_be_chosen(make_board: Make, make_record: Make) -> None:
     made = make_board(eps="[4/255, 8/255]")
     record = make_record(made, "weak")

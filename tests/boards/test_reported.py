@@ -144,6 +144,14 @@ def test_text_of_a_row_cannot_leave_its_cell(made: Any) -> None:
     assert "javascript" not in text
 
 
+def test_markup_in_a_row_is_shown_not_obeyed(made: Any) -> None:
+    footnote = "![i](http://e/x.png) `a` <b>bold</b> at eps < 8 and > 2 <!-- x"
+    report(made, "row", "50", architecture="<img src=x>[V](http://v)", footnote=footnote)
+    text = board_text(made.board, made.workspace, "md").split(CAPTION)[1]
+    assert "| \\[V\\](http://v) |" in text
+    assert "- row: !\\[i\\](http://e/x.png) \\`a\\` bold at eps \\< 8 and > 2 \\<!-- x" in text
+
+
 def test_they_get_a_csv_of_their_own(made: Any) -> None:
     report(made, "row", "50.00", external="49.99", venue="X, Y")
     path = made.folder / "leaderboards" / "made" / "table.reported.csv"

@@ -166,6 +166,7 @@ def test_what_is_not_autoattack_as_published_is_not_exported(made: Any, make_rec
     custom = {**attacks, "autoattack": {**attacks["autoattack"], "custom": ["steps: 5, published is 100"]}}
     unfinished = Outcome("digits:99", "autoattack", "linf", 0.2, "untargeted", Status.NOT_RUN)
     assert refusal(make_record(made, "weak", protocol={"profile": "smoke"})).startswith("it is a smoke profile")
+    assert refusal(make_record(made, "weak", protocol={"profile": "until"})).startswith("it stopped early")
     assert refusal(make_record(made, "weak", protocol={"attacks": {"pgd-40": attacks["pgd-40"]}})) == (
         "it has no attack 'autoattack', only pgd-40"
     )
