@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +22,7 @@ from robustbench_vit.errors import InputError
 from robustbench_vit.running.memory import keep_freed_memory
 
 if TYPE_CHECKING:
+    from robustbench_vit.data import Dataset
     from robustbench_vit.records import Record
 
 
@@ -66,6 +68,13 @@ def attack(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where the journal and the record go; default: runs/attack.")
     ] = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Save a contact sheet (PNG) there: clean, adversarial, difference, attention."
+        ),
+    ] = None,
+    pictures_n: Annotated[int, typer.Option(min=1, max=64, help="Samples on that sheet, broken ones first.")] = 8,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     smoke: Annotated[bool, typer.Option("--smoke", help="32 samples and a few steps: does it run?")] = False,
 ) -> None:
@@ -79,6 +88,8 @@ def attack(
     workspace = state(context).workspace
     radii = numbers(eps, "--eps")
     samples = chosen_data(data, split, n, smoke)
+    if pictures is not None:
+        _check_pictures(pictures, samples)
     means, stds = (numbers(text, name) if text else None for text, name in ((mean, "--mean"), (std, "--std")))
     choice = ModelChoice(model, weights, defense, means, stds, num_classes)
     built, about = choose_model(choice, samples, workspace)
@@ -103,20 +114,40 @@ def attack(
         ) from None
     name = f"{model}-{about['weights_sha256'][:8]}-{card}-seed-{seed}-{record.protocol_id}"
     path = record.save(folder / f"{name}.json")
-    _print(record, card, path, as_json)
+    sheet = None if pictures is None else pictures / f"{name}.png"
+    _print(record, card, {"record": path, **({} if sheet is None else {"pictures": sheet})}, as_json)
+    if sheet is not None:
+        _draw(record, built, samples, sheet, pictures_n, device)
 
 
-def _print(record: Record, card: str, path: Path, as_json: bool) -> None:
+def _check_pictures(folder: Path, samples: Dataset) -> None:
+    """Raises before the attack what would stop its pictures afterwards."""
+    from robustbench_vit.pictures import check_drawable, ready
+
+    check_drawable(samples)
+    ready(folder)
+
+
+def _draw(record: Record, model: Any, samples: Dataset, path: Path, n: int, device: str) -> None:
+    from robustbench_vit.pictures import save_pictures
+    from robustbench_vit.subject import find_device, placed
+
+    with placed(model, find_device(device, model)):
+        save_pictures(record, model, samples, path, n)
+
+
+def _print(record: Record, card: str, files: Mapping[str, Path], as_json: bool) -> None:
     import json
 
     from robustbench_vit.boards.summary import summary, summary_lines
 
     if as_json:
-        typer.echo(json.dumps({**summary(record, card), "record": str(path)}, indent=1))
+        typer.echo(json.dumps({**summary(record, card), **{what: str(path) for what, path in files.items()}}, indent=1))
         return
     for line in summary_lines(record, card):
         typer.echo(line)
-    typer.echo(f"record: {path}")
+    for what, path in files.items():
+        typer.echo(f"{what}: {path}")
 
 
 @app.command()

@@ -36,6 +36,7 @@ PAGES = [
     "docs/ground-truth.md",
     "docs/parity.md",
     "docs/performance.md",
+    "docs/pictures.md",
     "docs/precision.md",
     "docs/retraining.md",
     "docs/reliability.md",

@@ -29,6 +29,7 @@ BELOW = {
     "attacks": {"errors", "registry", "cards"},
     "models": {"errors", "registry", "storage"},
     "diagnostics": {"errors", "models", "attacks", "engine", "records"},
+    "pictures": {"errors", "storage", "data", "records", "models", "attacks", "engine"},
     "engine": {"errors", "registry", "attacks", "plan", "records"},
     "defenses": {
         "errors",
