@@ -123,7 +123,7 @@ def _item(number: Number, p: float, p_adjusted: float, levels: Levels) -> Item:
         drop_interval=drop_interval(seen, 1 - levels.alpha),
         p=p,
         p_adjusted=p_adjusted,
-        samples_to_decide=samples_to_decide(seen, levels.max_drop, levels.alpha) if undecided else None,
+        samples_to_decide=samples_needed(seen, levels) if undecided else None,
         baseline=_side(number, 0, levels.alpha),
         candidate=_side(number, 1, levels.alpha),
         lost=flipped(found, before & ~after),
@@ -131,6 +131,15 @@ def _item(number: Number, p: float, p_adjusted: float, levels: Levels) -> Item:
         equal_weights=pair.equal_weights,
         notes=(*notes, *_too_few(seen.n, levels)) if undecided else tuple(notes),
     )
+
+
+def samples_needed(flips: Flips, levels: Levels) -> int | None:
+    """How many samples would let the comparison decide; *worse* must also stand Holm's adjustment, at worst its first.
+
+    See `samples_to_decide`.
+    """
+    alpha = levels.alpha / levels.comparisons if flips.drop > levels.max_drop else levels.alpha
+    return samples_to_decide(flips, levels.max_drop, alpha)
 
 
 def _side(number: Number, which: int, alpha: float) -> Side:

@@ -109,6 +109,7 @@ def test_significance_is_adjusted_over_everything_compared_at_once() -> None:
     assert found.p == alone.p
     assert found.p_adjusted == pytest.approx(7 * p)
     assert found.conclusion is UNDECIDED
+    assert found.samples_to_decide == samples_to_decide(Flips(lost, gained, n), 0.02, 0.05 / 7)
 
 
 def test_every_attack_and_eps_is_an_item() -> None:

@@ -65,6 +65,7 @@ def test_a_board_stands_for_its_committed_records(workspace: Workspace, tmp_path
         ("runs", "no records in runs; did you mean runs/made?"),
         ("above", "no records in above; did you mean above/nested?"),
         ("empty", "no records in empty"),
+        ("/dev/null", "/dev/null is neither a file nor a folder"),
     ],
 )
 def test_what_isnt_there_is_told(workspace: Workspace, tmp_path: Path, name: str, message: str) -> None:
