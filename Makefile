@@ -3,6 +3,7 @@
 # make bench         side-by-side measurements of speed, for docs/performance.md
 # make evidence      long runs behind the claims of the README
 # make peers         what needs torchattacks, foolbox and ART, in an environment of their own, .venv-peers
+# make gate          the board's entries against their committed records, on as few samples as it takes
 # make format        formats the code
 # make clean         removes .venv and everything generated that git ignores, runs/ excepted
 #
@@ -13,7 +14,7 @@ BOARD ?= leaderboards/digits-linf.yaml
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: leaderboard test bench evidence peers format clean
+.PHONY: leaderboard test gate bench evidence peers format clean
 
 leaderboard: .venv/core.stamp
 	$(BIN)/rbvit run $(BOARD)
@@ -25,6 +26,11 @@ test: .venv/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/pytest -q -n 2
+
+# Entries with the committed weights are not evaluated; two are all the same, so that changed code is noticed.
+gate: .venv/core.stamp
+	$(BIN)/rbvit gate $(BOARD) --out runs/gate-committed
+	$(BIN)/rbvit gate $(BOARD) --out runs/gate-committed --always --entry cnn-standard --entry vit-norm-decay
 
 bench: .venv/test.stamp
 	$(BIN)/python -m benchmarks

@@ -5,6 +5,7 @@ from robustbench_vit.cli import (  # importing a module of commands registers th
     compare,
     gate,
     papers,
+    pictures,
     runs,
     single,
     tables,
@@ -12,4 +13,4 @@ from robustbench_vit.cli import (  # importing a module of commands registers th
 )
 from robustbench_vit.cli.app import app, main
 
-__all__ = ["app", "cards", "compare", "gate", "main", "papers", "runs", "single", "tables", "verify"]
+__all__ = ["app", "cards", "compare", "gate", "main", "papers", "pictures", "runs", "single", "tables", "verify"]

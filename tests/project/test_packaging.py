@@ -77,17 +77,19 @@ def test_an_old_python_is_refused_with_a_message(tmp_path: Path) -> None:
     assert not (tmp_path / ".venv").exists()
 
 
-def test_the_ci_script_runs_both_commands_and_stops_at_a_failure(tmp_path: Path) -> None:
+def test_the_ci_script_runs_every_command_and_stops_at_a_failure(tmp_path: Path) -> None:
     script = tmp_path / ".ci" / "run"
     script.parent.mkdir()
     shutil.copy(ROOT / ".ci" / "run", script)
     assert os.access(script, os.X_OK)
     makefile = tmp_path / "Makefile"
-    makefile.write_text("test:\n\t@echo testing\nleaderboard:\n\t@echo racing\n", encoding="utf-8")
+    targets = "leaderboard:\n\t@echo racing\ngate:\n\t@echo gating\n"
+    makefile.write_text(f"test:\n\t@echo testing\n{targets}", encoding="utf-8")
     done = subprocess.run([script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.index("testing") < done.stdout.index("racing") < done.stdout.index("everything passed")
-    makefile.write_text("test:\n\t@exit 1\nleaderboard:\n\t@echo racing\n", encoding="utf-8")
+    said = [done.stdout.index(words) for words in ("testing", "racing", "gating", "everything passed")]
+    assert said == sorted(said)
+    makefile.write_text(f"test:\n\t@exit 1\n{targets}", encoding="utf-8")
     done = subprocess.run([script], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "FAILED: make test" in done.stderr
