@@ -24,6 +24,7 @@ PAGES = [
     "README.md",
     "CONTRIBUTING.md",
     "docs/architectures.md",
+    "docs/architectures-speed.md",
     "docs/boards.md",
     "docs/records.md",
     "docs/datasets.md",
