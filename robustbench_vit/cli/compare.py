@@ -103,10 +103,10 @@ def _tell(done: Updated) -> None:
     for item in done.items:
         typer.echo("\n".join(item_lines(item)))
     for change in done.changes:
-        if change.outcome == NOT_COMPARABLE:
+        if change.conclusion == NOT_COMPARABLE:
             typer.echo(f"{change.entry}: replaced; the record before is not comparable:")
             typer.echo("\n".join(f"  {difference}" for difference in change.differs))
-        elif change.outcome == ADDED:
+        elif change.conclusion == ADDED:
             typer.echo(f"{change.entry}: added")
     for name in done.unchanged:
         typer.echo(f"{name}: the same record already, nothing to do")
@@ -133,7 +133,7 @@ def show(
 def _change_lines(change: Change) -> list[str]:
     before = change.before or {}
     old = {(point["attack"], point["eps"]): point["value"] for point in before.get("robust_accuracy", ())}
-    lines = [f"{change.date} {change.entry}: {change.outcome}. {' '.join(change.reason.split())}"]
+    lines = [f"{change.date} {change.entry}: {change.conclusion}. {' '.join(change.reason.split())}"]
     for point in change.after["robust_accuracy"]:
         shown = _arrow(old.get((point["attack"], point["eps"])), point["value"], _percent)
         lines.append(f"  {point['attack']} ({point['norm']} {show_number(point['eps'])}): {shown}")

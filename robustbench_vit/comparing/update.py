@@ -34,7 +34,7 @@ class Change:
     entry: str
     before: Mapping[str, Any] | None  # weights_sha256, protocol_id, n and robust accuracies; None for an added entry
     after: Mapping[str, Any]
-    outcome: str  # 'worse', 'undecided', 'not worse'; 'added' or 'not comparable'
+    conclusion: str  # 'worse', 'undecided', 'not worse'; 'added' or 'not comparable'
     differs: tuple[str, ...] = ()  # why it isn't comparable: the fields in which the records' protocols differ, …
 
     def to_json(self) -> str:
@@ -46,7 +46,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Updated:
-    """What an update did: a line of the log per entry, and the comparisons behind the outcomes."""
+    """What an update did: a line of the log per entry, and the comparisons behind the conclusions."""
 
     folder: Path
     changes: tuple[Change, ...]
@@ -127,9 +127,9 @@ def _planned(target: Path, candidate: Source, entries: Sequence[str]) -> tuple[l
 
 def _change(pair: Pair, items: Sequence[Item], now: str, reason: str) -> Change:
     found = [item.conclusion for item in items if item.entry == pair.entry]
-    outcome = min(found, key=list(Conclusion).index).value if found else NOT_COMPARABLE
+    conclusion = min(found, key=list(Conclusion).index).value if found else NOT_COMPARABLE
     before, after = _summary(pair.baseline), _summary(pair.candidate)
-    return Change(now, reason, pair.entry, before, after, outcome, _obstacles(pair))
+    return Change(now, reason, pair.entry, before, after, conclusion, _obstacles(pair))
 
 
 def _summary(record: Record) -> dict[str, Any]:

@@ -50,10 +50,10 @@ def test_records_are_replaced_and_added_and_the_reason_is_kept(rbvit: Rbvit, bot
         "entry": "net",
         "from": _said(make_record(BEFORE), "aa", 0.526),
         "to": _said(make_record(AFTER), "bb", 0.474),
-        "outcome": "worse",
+        "conclusion": "worse",
         "differs": [],
     }
-    assert (added["entry"], added["from"], added["outcome"]) == ("more", None, "added")
+    assert (added["entry"], added["from"], added["conclusion"]) == ("more", None, "added")
 
 
 def _said(record: Record, weights: str, accuracy: float) -> dict[str, object]:
@@ -82,7 +82,7 @@ def test_the_log_only_grows(rbvit: Rbvit, both: tuple[Path, Path], tmp_path: Pat
     again = write(tmp_path / "again", make_record(BEFORE, weights="cc"))
     rbvit("baseline", "update", old, again, "--reason", "second")
     assert (old / "baseline.jsonl").read_text(encoding="utf-8").startswith(first)
-    assert [(line["reason"], line["outcome"]) for line in log(old)][-1] == ("second", "not worse")
+    assert [(line["reason"], line["conclusion"]) for line in log(old)][-1] == ("second", "not worse")
 
 
 def test_show_prints_the_log(rbvit: Rbvit, both: tuple[Path, Path]) -> None:
@@ -113,7 +113,7 @@ def test_other_protocols_may_replace_a_baseline_and_the_log_says_so(
     ran = rbvit("baseline", "update", old, other, "--reason", "a larger eps")
     assert ran.code == 0
     assert ran.out.startswith("net: replaced; the record before is not comparable:\n  eps.0: 0.1 / 0.2\n")
-    assert [log(old)[0][key] for key in ("outcome", "differs")] == ["not comparable", ["eps.0: 0.1 / 0.2"]]
+    assert [log(old)[0][key] for key in ("conclusion", "differs")] == ["not comparable", ["eps.0: 0.1 / 0.2"]]
     assert "  cascade (linf 0.2): 47.4 %\n" in rbvit("baseline", "show", old).out
 
 

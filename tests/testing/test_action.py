@@ -28,7 +28,7 @@ def failures(ran: Any) -> list[str]:
 def test_equal_weights_pass_without_an_evaluation(runner: Any) -> None:
     ran = runner.action(board="small", max_drop="0.3")
     assert ran.code == 0, ran.log
-    assert ran.outputs["outcome"] == "not worse"
+    assert ran.outputs["conclusion"] == "not worse"
     assert failures(ran) == []
     assert "equal weights" in ran.summary
     assert ran.summary == Path(ran.outputs["markdown"]).read_text(encoding="utf-8")
@@ -40,7 +40,7 @@ def test_worse_weights_fail(runner: Any) -> None:
     shutil.copy(board / "weak.safetensors", board / "strong.safetensors")
     ran = runner.action(board="small", entries="strong", max_drop="0.3", comment_file="comment.md")
     assert ran.code == 1, ran.log
-    assert ran.outputs["outcome"] == "worse"
+    assert ran.outputs["conclusion"] == "worse"
     assert failures(ran) == ["strong"]
     assert ran.outputs["markdown"] == "comment.md"
     assert (runner.project / "comment.md").read_text(encoding="utf-8") == ran.summary
@@ -66,7 +66,7 @@ def test_inputs_are_never_run(recorder: Any, text: str) -> None:
     assert not (recorder.project / "owned").exists()
 
 
-@pytest.mark.parametrize("inputs", [{"strict": "yes"}, {"always": "\n::set-output name=outcome::not worse"}])
+@pytest.mark.parametrize("inputs", [{"strict": "yes"}, {"always": "\n::set-output name=conclusion::not worse"}])
 def test_switches_are_true_or_false(recorder: Any, inputs: dict[str, str]) -> None:
     ran = recorder.action(board="small", **inputs)
     assert (ran.code, ran.outputs) == (2, {})
@@ -104,7 +104,7 @@ def test_every_input_reaches_the_gate(recorder: Any) -> None:
         "--",
         "my board",
     ]
-    assert ran.outputs["outcome"] == "undecided"
+    assert ran.outputs["conclusion"] == "undecided"
     assert ran.summary == "### Said\n"
 
 
@@ -112,7 +112,7 @@ def test_the_gates_exit_code_is_the_actions(recorder: Any) -> None:
     program = (recorder.programs / "rbvit").read_text(encoding="utf-8")
     recorder.program("rbvit", f"{program}\nexit 1")
     ran = recorder.action(board="small")
-    assert (ran.code, ran.outputs["outcome"]) == (1, "undecided")
+    assert (ran.code, ran.outputs["conclusion"]) == (1, "undecided")
     recorder.program("rbvit", "exit 130")
     assert recorder.action(board="small").code == 130
 
