@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import timm
@@ -25,13 +26,13 @@ REAL += ["t2t_vit_7", "evit_tiny_patch16_224", "ic_resnet20"]
 """Models that run on numbers here; all of them run on shapes alone."""
 
 
-def on_meta(name: str, **args) -> nn.Module:
+def on_meta(name: str, **args: Any) -> Any:
     """The model without numbers: whatever its size, building and running it takes little."""
     with torch.device("meta"):
         return build_model(name, **args)
 
 
-def seeded(name: str) -> nn.Module:
+def seeded(name: str) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return build_model(name)
