@@ -130,8 +130,8 @@ class Normalisation(BaseModel):
 
 
 def _name_of_file(value: Any) -> Any:
-    """Entry names become file names: no separators."""
-    if isinstance(value, str) and (not value or any(c in value for c in "/\\\0") or value.startswith(".")):
+    """Entry names become file names and stand in tables: no separators, no markup, nothing invisible."""
+    if isinstance(value, str) and (not value.isprintable() or value[:1] in ("", ".") or set(value) & set('/\\<>|`"')):
         raise ValueError(f"an entry's name is used as a file name, got {value!r}; use letters, digits, '-' and '.'")
     return value
 

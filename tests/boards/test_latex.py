@@ -101,7 +101,7 @@ def test_a_first_cell_is_not_taken_for_an_argument(make_board: Make, make_record
     ("text", "expected"),
     [
         ("plain-text, 1.5", "plain-text, 1.5"),
-        ("60.0–61.0 × 2", r"60.0--61.0 $\times$ 2"),
+        ("60.0–61.0 × 2 ± 1", r"60.0--61.0 $\times$ 2 $\pm$ 1"),
         ("it's 'so'", "it's `so'"),
         ("`a` and `b`", r"\texttt{a} and \texttt{b}"),
     ],
