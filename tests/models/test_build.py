@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from robustbench_vit.engine.intake import intake
 from robustbench_vit.errors import InputError, UnknownNameError
-from robustbench_vit.models.build import build_model
+from robustbench_vit.models.build import build_model, register_models
 from robustbench_vit.models.catalogue import model_catalogue
 
 PARAMETERS = {"digits_vit": 102_538, "digits_cnn": 38_058, "digits_ic_cnn": 38_410}
 MODELS = list(model_catalogue())
-ARCHITECTURES = [name for name in MODELS if name not in PARAMETERS]
-"""Models with timm's habits."""
+register_models()
+ARCHITECTURES = [name for name in MODELS if timm.get_pretrained_cfg(name) is not None]
+"""Models with timm's habits; the others are for the digits."""
 DIGITS = [name for name in MODELS if name.startswith("digits_")]
 REAL = [name for name in MODELS if name.startswith(("digits_", "small_"))]
 REAL += ["t2t_vit_7", "evit_tiny_patch16_224", "ic_resnet20"]
@@ -126,6 +127,7 @@ def test_the_catalogue_is_what_is_registered():
     build_model("digits_cnn")
     catalogue = model_catalogue()
     assert set(PARAMETERS) <= set(catalogue)
+    assert len(ARCHITECTURES) >= 32
     assert all(timm.is_model(name) and line for name, line in catalogue.items())
     assert catalogue["digits_vit"].startswith("Vision Transformer for 8×8 grey images")
 
