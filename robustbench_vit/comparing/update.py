@@ -67,7 +67,8 @@ def update(
 
     `baseline` is a folder of records (which may be empty), a board or a record's file. Entries of the baseline that
     the candidate lacks stay, new ones are added; `entries` restricts it to those. Each file is replaced whole.
-    Raises InputError for an empty reason, incomplete records, and a board of the installed package.
+    Raises InputError for an empty reason, incomplete records, those that stopped early where the baseline is a board's,
+    and a board of the installed package.
     """
     check_levels(max_drop, alpha)
     if not reason.strip():
@@ -75,8 +76,11 @@ def update(
     target = find(baseline, workspace)
     _require_own(target)
     pairs, added, paths = _planned(target, candidate, entries)
+    folder = target.parent if target.is_file() else target
     for pair in (*pairs, *added):
-        require_usable(pair.candidate, f"{candidate.name}: the record of '{pair.candidate_entry}'")
+        where = f"{candidate.name}: the record of '{pair.candidate_entry}'"
+        require_usable(pair.candidate, where)
+        _require_of_a_whole_run(pair.candidate, folder, where)
     changing = [pair for pair in pairs if pair.baseline.to_dict() != pair.candidate.to_dict()]
     items = judge([pair for pair in changing if not _obstacles(pair)], max_drop, alpha)
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -84,7 +88,6 @@ def update(
     changes += [Change(now, reason.strip(), pair.entry, None, _summary(pair.candidate), ADDED) for pair in added]
     for pair in (*changing, *added):
         pair.candidate.save(paths[pair.entry])
-    folder = target.parent if target.is_file() else target
     _append(folder / LOG, changes)
     unchanged = tuple(pair.entry for pair in pairs if pair not in changing)
     return Updated(folder, tuple(changes), tuple(items), unchanged)
@@ -104,6 +107,13 @@ def _require_own(target: Path) -> None:
     builtin = builtin_layer()
     if builtin.name == "_workspace" and target.resolve().is_relative_to(builtin):
         raise InputError(f"{target} is part of the installed package, which is never written to; copy it first")
+
+
+def _require_of_a_whole_run(record: Record, folder: Path, where: str) -> None:
+    """Raises InputError for a record that stopped early, where the folder is a board's: its rows share all samples."""
+    board = folder.parent
+    if record.protocol.get("profile") == "until" and board.with_name(f"{board.name}.yaml").is_file():
+        raise InputError(f"{where} stopped early (--until), and rows of a board share all samples; run it in full")
 
 
 def _planned(target: Path, candidate: Source, entries: Sequence[str]) -> tuple[list[Pair], list[Pair], dict[str, Path]]:

@@ -244,3 +244,16 @@ def test_the_log_disturbs_no_table(rbvit: Rbvit, tmp_path: Path) -> None:
     assert (records / "baseline.jsonl").is_file()
     assert "cnn-pgd-at" in before
     assert rbvit("table", "digits-linf", "--records", records).code == 0
+
+
+def test_a_board_takes_no_record_that_stopped_early(rbvit: Rbvit, tmp_path: Path) -> None:
+    records = tmp_path / "leaderboards" / "mine" / "records"
+    records.mkdir(parents=True)
+    card = tmp_path / "leaderboards" / "mine.yaml"
+    card.touch()
+    new = write(tmp_path / "new", make_record("rb", protocol={"profile": "until", "until": {"half_width": 0.1}}))
+    ran = rbvit("baseline", "update", records, new, "--reason", "quicker")
+    assert (ran.code, [*records.iterdir()]) == (2, [])
+    assert "the record of 'net' stopped early (--until), and rows of a board share all samples" in ran.err
+    card.unlink()
+    assert rbvit("baseline", "update", records, new, "--reason", "quicker").code == 0
