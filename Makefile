@@ -34,6 +34,7 @@ gate: .venv/core.stamp
 
 bench: .venv/test.stamp
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.architectures
 
 evidence: .venv/test.stamp
 	$(BIN)/python -m benchmarks.evidence

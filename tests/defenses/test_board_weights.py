@@ -14,19 +14,21 @@ from robustbench_vit.defenses.train import accuracy
 from robustbench_vit.models.build import build_model
 from robustbench_vit.models.weights import load_weights
 
-FILES = sorted((Path(__file__).parents[2] / "leaderboards" / "digits-linf" / "weights").glob("*.safetensors"))
+FILES = sorted((Path(__file__).parents[2] / "leaderboards").glob("digits-*/weights/*.safetensors"))
 MODELS = {"digits_vit": "vit", "digits_cnn": "cnn", "digits_ic_cnn": "ic-cnn"}
 
 
 def test_the_ten_of_the_board_are_there():
-    assert len(FILES) >= 10
+    assert len([path for path in FILES if path.parts[-3] == "digits-linf"]) >= 10
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_weights_come_from_the_recipe_of_their_name(workspace, path: Path):
     with safe_open(path, "pt") as file:
         about = file.metadata()
-    assert path.stem == f"{MODELS[about['model']]}-{about['defense']}"
+    name, _, seed = path.stem.partition(".seed-")
+    assert name == f"{MODELS[about['model']]}-{about['defense']}"
+    assert about["seed"] == (seed or "0")
     recipe = build_recipe(workspace.defense(about["defense"]), workspace)
     assert about["recipe"] == recipe.digest, "a card changed after training: train again, or undo the change"
     assert about["epoch"] == str(recipe.card.epochs)
