@@ -139,7 +139,8 @@ def test_notebooks_show_the_table(filled: Any, make_record: Make) -> None:
 
 
 def test_html_escapes_what_stands_on_the_card(make_board: Make) -> None:
-    made = make_board(("name: weak,", "name: '<b>&',"))
+    family = ("name: weak,", "name: weak, family: '<b>&', training_seed: 1,")
+    made = make_board(family, ("columns: [entry,", "columns: [family, entry,"))
     shown = load_board(made.board.path)._repr_html_()
     assert "&lt;b&gt;&amp;" in shown
     assert "<b>" not in shown
