@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from html import escape
 
+from robustbench_vit.boards.formats.text import INTERVAL_NAMES
 from robustbench_vit.cards.numbers import show_number
 from robustbench_vit.cards.schema import IntervalName
 from robustbench_vit.errors import InputError
@@ -34,7 +35,6 @@ _POLICIES = {
     "B": "the model answers at random, and one wrong draw breaks a sample",
     "C": "the model has no useful gradient and was attacked by scores and decisions only",
 }
-INTERVAL_NAMES = {"wilson": "Wilson", "clopper-pearson": "Clopper–Pearson"}
 
 
 def badge(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from robustbench_vit.boards.badge import INTERVAL_NAMES
 from robustbench_vit.boards.columns import Kind
 from robustbench_vit.boards.folder import board_folder, load_records
+from robustbench_vit.boards.formats.text import INTERVAL_NAMES
 from robustbench_vit.boards.references import DATA, INTERVALS, RANKS, Work, attack_works, works
 from robustbench_vit.boards.table import Table
 from robustbench_vit.cards import BoardCard, Loaded, Policy, Workspace

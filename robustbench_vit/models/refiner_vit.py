@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from robustbench_vit.errors import InputError
+from robustbench_vit.models.author_keys.refiner_vit import from_authors
 from robustbench_vit.models.builder import built
 from robustbench_vit.models.refiner_attention import RefinerBlock, alternating
 
@@ -67,6 +68,8 @@ class RefinerViT(nn.Module):
     reach a class only through its strongest patch, so attacks without gradients belong to an evaluation.
     Settings are timm's. Raises InputError for sizes that don't fit together.
     """
+
+    from_authors = staticmethod(from_authors)
 
     def __init__(
         self,

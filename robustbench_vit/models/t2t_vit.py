@@ -14,6 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from robustbench_vit.errors import InputError
+from robustbench_vit.models.author_keys.t2t_vit import from_authors
 from robustbench_vit.models.builder import built, require_heads
 from robustbench_vit.models.t2t_tokens import IMAGENET_SPLITS, LAYERS, Norm, Split, T2TTokens
 
@@ -38,6 +39,8 @@ class T2TViT(VisionTransformer):
     settings are timm's. Raises InputError for image sizes that are no multiple of the tokenizer's stride, for heads
     that don't divide the width, and for settings that are not there.
     """
+
+    from_authors = staticmethod(from_authors)
 
     def __init__(
         self,

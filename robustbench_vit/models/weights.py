@@ -7,7 +7,7 @@ import io
 import json
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from robustbench_vit.errors import WeightsError
 from robustbench_vit.storage import write_atomic
 
-NESTED = ("state_dict", "model", "model_state_dict")
+NESTED = ("state_dict", "model", "model_state_dict", "state_dict_ema")
 """Keys under which training scripts keep the state dict in a .pt file."""
 WRAPPER = "module."
 """What DataParallel puts before every key."""
@@ -35,12 +35,14 @@ def load_weights(model: nn.Module, path: Path | str) -> str:
     """Loads the file into `model`, strictly; returns the sha256 of the file's bytes.
 
     `.safetensors` is preferred. `.pt` and `.pth` are read without executing anything in them; there a state dict nested
-    under one of NESTED is taken out and a `module.` before every key is dropped. Raises WeightsError for a file that is
-    missing, damaged, unsafe, of another kind, or does not fit the model; the model is unchanged then.
+    under one of NESTED is taken out and a `module.` before every key is dropped. Names that the authors of an
+    architecture use are understood (see `author_keys`). Raises WeightsError for a file that is missing, damaged,
+    unsafe, of another kind, or does not fit the model; the model is unchanged then.
     """
     path = Path(path)
     data = _read(path)
     state = _parse_safetensors(data, path) if path.suffix == ".safetensors" else _parse_pickle(data, path)
+    state = _under_our_names(model, state)
     _check_fit(model, state, path)
     model.load_state_dict(state)
     return hashlib.sha256(data).hexdigest()
@@ -121,6 +123,12 @@ def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
     if all(key.startswith(WRAPPER) for key in loaded):
         return {key.removeprefix(WRAPPER): value for key, value in loaded.items()}
     return dict(loaded)
+
+
+def _under_our_names(model: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The state dict as it is, or, of a model whose class knows them, with its authors' names replaced by ours."""
+    convert: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = getattr(model, "from_authors", None)
+    return state if convert is None or state.keys() == model.state_dict().keys() else convert(state)
 
 
 def _check_fit(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:

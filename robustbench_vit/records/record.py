@@ -90,9 +90,8 @@ class Record:
         kept = self._held.where(**{name: value for name, value in asked.items() if value is not None})
         if not kept:
             by = f" by criterion {criterion!r}" if criterion else ""
-            raise InputError(
-                f"no outcomes for attack {attack!r} at eps {eps}{by}; the record holds {sorted(self.budgets)}"
-            )
+            held = ", ".join(f"{name} at {radius:g}" for name, radius in sorted(self.budgets))
+            raise InputError(f"no outcomes for attack {attack!r} at eps {eps}{by}; the record holds {held}")
         judged = tuple(j for j in self.judgements if attack in (None, j.attack) and eps in (None, j.eps))
         return dataclasses.replace(self, outcomes=kept, judgements=judged)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from robustbench_vit.comparing import Conclusion, Item
 from robustbench_vit.comparing.comparison import EQUAL_WEIGHTS, SEQUENTIAL_TEST
-from robustbench_vit.comparing.judge import conclude, judge
+from robustbench_vit.comparing.judge import Levels, conclude, judge, samples_needed
 from robustbench_vit.comparing.sources import Pair
 from robustbench_vit.plan import Plan
 from robustbench_vit.provenance import provenance
@@ -17,7 +17,7 @@ from robustbench_vit.running.baselines import passes, ranked, ranking_protocol
 from robustbench_vit.running.entries import Prepared
 from robustbench_vit.running.not_worse import NotWorse
 from robustbench_vit.running.sequential import Verdicts
-from robustbench_vit.statistics import Decision, samples_to_decide
+from robustbench_vit.statistics import Decision
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def _by_all_samples(item: Item, terms: Terms) -> Item:
     adjusted = min(1.0, terms.entries * (1.0 if item.p is None else item.p))
     conclusion = conclude(item.flips, adjusted, terms.max_drop, terms.alpha)
     undecided = conclusion is Conclusion.UNDECIDED
-    more = samples_to_decide(item.flips, terms.max_drop, terms.alpha) if undecided else None
+    more = samples_needed(item.flips, Levels(terms.max_drop, terms.alpha, terms.entries)) if undecided else None
     return dataclasses.replace(item, conclusion=conclusion, p_adjusted=adjusted, samples_to_decide=more)
 
 

@@ -59,7 +59,7 @@ class NarrowEnough:
     @property
     def over(self) -> bool:
         """Whether the interval is narrow enough."""
-        return self._half() < self.half_width
+        return self.sequence.narrow
 
     def take(self, sample: str, robust: bool) -> NarrowEnough:
         """The rule after one more sample."""

@@ -37,9 +37,9 @@ class ConfidenceSequence:
 
     @property
     def narrow(self) -> bool:
-        """Whether the interval is at most half_width to either side of its middle."""
+        """Whether the interval is narrower than half_width to either side of its middle."""
         low, high = self.interval
-        return high - low <= 2 * self.half_width
+        return high - low < 2 * self.half_width
 
     def take(self, success: bool) -> ConfidenceSequence:
         """The sequence after one more sample."""

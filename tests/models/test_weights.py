@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from robustbench_vit.errors import StorageError, WeightsError
+from robustbench_vit.models.build import build_model
 from robustbench_vit.models.weights import load_weights, save_weights
 
 
@@ -159,3 +160,28 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write"):
         save_weights(model(), tmp_path / "file" / "w.safetensors")
+
+
+def test_files_with_the_authors_names_load(tmp_path: Path) -> None:
+    made = build_model("digits_t2t_vit")
+    theirs = {_as_t2t_authors_name(key): value.clone() for key, value in made.state_dict().items()}
+    assert "tokens_to_token.project.weight" in theirs
+    save_file(theirs, tmp_path / "theirs.safetensors")
+    other = build_model("digits_t2t_vit")
+    load_weights(other, tmp_path / "theirs.safetensors")
+    assert same(made, other)
+    theirs["tokens_to_token.project.wide"] = torch.zeros(1)
+    save_file(theirs, tmp_path / "wide.safetensors")
+    with pytest.raises(WeightsError, match=r"unexpected: patch_embed\.proj\.wide"):
+        load_weights(other, tmp_path / "wide.safetensors")
+
+
+def _as_t2t_authors_name(key: str) -> str:
+    for ours, theirs in (
+        ("patch_embed.proj.", "tokens_to_token.project."),
+        ("patch_embed.layers.0.", "tokens_to_token.attention1."),
+        ("patch_embed.layers.1.", "tokens_to_token.attention2."),
+    ):
+        if key.startswith(ours):
+            return theirs + key.removeprefix(ours).replace("mlp.fc1.", "mlp.0.").replace("mlp.fc2.", "mlp.2.")
+    return key

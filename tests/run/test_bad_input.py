@@ -53,7 +53,11 @@ def assert_refused(rbvit: Rbvit, folder: Path, arguments: list[str], message: st
         (attack(data="digits", split="valid"), "digits has the splits 'train' and 'test', not 'valid'"),
         (attack(data="absent.npz"), "no data file at absent.npz"),
         (["run", "smal"], "unknown board 'smal'; did you mean 'small'?"),
-        (["run", "smal.yaml"], "no board file at smal.yaml; known boards: cifar10-linf, digits-l2, digits-linf, digits-seeds, imagenet-linf, small"),
+        (
+            ["run", "smal.yaml"],
+            "no board file at smal.yaml; known boards: cifar10-linf, digits-l2, digits-linf, digits-seeds,"
+            " imagenet-linf, small",
+        ),
         (["run", "small", "--entry", "vitt"], "leaderboards/small.yaml: unknown entry 'vitt'; did you mean 'vit'?"),
         (["plan", "small", "--entry", "cn"], "leaderboards/small.yaml: unknown entry 'cn'; did you mean 'cnn'?"),
         (

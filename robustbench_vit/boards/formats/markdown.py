@@ -18,7 +18,7 @@ def markdown(table: Table) -> str:
 
 def aligned(grid: Grid) -> str:
     """The lines of a Markdown table whose columns have one width each."""
-    texts = [[cell.replace("|", "\\|") for cell in line] for line in [grid.header, *grid.rows]]
+    texts = [[cell.replace("|", "\\|").replace("<", "&lt;") for cell in line] for line in [grid.header, *grid.rows]]
     widths = [max(3, *(len(line[i]) for line in texts)) for i in range(len(grid.header))]
     rule = ["-" * (w - 1) + ":" if r else "-" * w for w, r in zip(widths, grid.right, strict=True)]
     return "\n".join(_line(line, widths, grid.right) for line in [texts[0], rule, *texts[1:]])

@@ -21,7 +21,7 @@ _POLICIES = {
     "B": "it answers at random: gradients are averaged over draws, and one wrong draw breaks a sample",
     "C": "it has no useful gradient: attacked by scores and decisions only, so the number says little",
 }
-_INTERVALS = {"wilson": "Wilson", "clopper-pearson": "Clopper–Pearson"}
+INTERVAL_NAMES = {"wilson": "Wilson", "clopper-pearson": "Clopper–Pearson"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def _stopped(table: Table) -> list[str]:
 def _intervals(table: Table) -> str:
     """Of which kind intervals are; those of rows that stopped early hold at all n at once."""
     share = f"{100 * table.card.confidence:g} %"
-    fixed = f"{_INTERVALS[table.card.interval]} {share} intervals"
+    fixed = f"{INTERVAL_NAMES[table.card.interval]} {share} intervals"
     return fixed if table.half_width is None else f"{share} confidence sequences"
 
 
