@@ -26,6 +26,16 @@ if TYPE_CHECKING:
     from robustbench_vit.records import Record
 
 
+ModelArgOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model-arg",
+        metavar="NAME=VALUE",
+        help="A setting of the model, e.g. keep_rate=0.7; may be given several times.",
+    ),
+]
+
+
 @app.command()
 def attack(
     context: typer.Context,
@@ -47,6 +57,7 @@ def attack(
     num_classes: Annotated[
         int | None, typer.Option(min=2, help="Default: the dataset's; for an .npz file the model's own.")
     ] = None,
+    model_arg: ModelArgOption = None,
     split: Annotated[str, typer.Option(help="The dataset's split.")] = "test",
     n: SamplesOption = None,
     seed: Annotated[int, typer.Option(help="Of the attacks' noise.")] = 0,
@@ -82,7 +93,7 @@ def attack(
     from robustbench_vit.evaluation import evaluate
     from robustbench_vit.progress import bar
     from robustbench_vit.running.board import Interrupted
-    from robustbench_vit.running.single import ModelChoice, choose_model, chosen_data, numbers
+    from robustbench_vit.running.single import ModelChoice, builder_args, choose_model, chosen_data, numbers
 
     keep_freed_memory()
     workspace = state(context).workspace
@@ -91,13 +102,13 @@ def attack(
     if pictures is not None:
         _check_pictures(pictures, samples)
     means, stds = (numbers(text, name) if text else None for text, name in ((mean, "--mean"), (std, "--std")))
-    choice = ModelChoice(model, weights, defense, means, stds, num_classes)
+    choice = ModelChoice(model, weights, defense, means, stds, builder_args(model_arg or ()), num_classes)
     built, about = choose_model(choice, samples, workspace)
     other = None
     if surrogate is None and surrogate_weights is not None:
         raise InputError("--surrogate-weights needs --surrogate, the name of that model")
     if surrogate is not None:  # images in [0, 1] enter it as they enter the model
-        choice = ModelChoice(surrogate, surrogate_weights, None, means, stds, num_classes)
+        choice = ModelChoice(surrogate, surrogate_weights, None, means, stds, num_classes=num_classes)
         other, _ = choose_model(choice, samples, workspace)
     folder = out or Path("runs") / ("attack-smoke" if smoke else "attack")
     try:
@@ -157,6 +168,7 @@ def train(
     model: Annotated[str, typer.Option(help="A model's name: ours (`rbvit list models`) or any timm classifier.")],
     data: Annotated[str, typer.Option(help="A dataset's name (`rbvit list datasets`).")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where weights, log and checkpoint go.")],
+    model_arg: ModelArgOption = None,
     seed: Annotated[int, typer.Option(help="Of the initial weights, the batches and the attacks.")] = 0,
     device: DeviceOption = "cpu",
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the card's number.")] = None,
@@ -168,6 +180,7 @@ def train(
     from robustbench_vit.defenses.train import train_defense
     from robustbench_vit.progress import training_bar
     from robustbench_vit.running.board import Interrupted
+    from robustbench_vit.running.single import builder_args
 
     keep_freed_memory()
     torch.set_num_threads(threads)
@@ -175,7 +188,8 @@ def train(
         raise InputError(f"--out {out} is a file; give a folder")
     try:
         with training_bar(f"{model} + {defense}") as watch:
-            path = train_defense(defense, model, data, out, seed, device, state(context).workspace, watch, epochs)
+            args, workspace = builder_args(model_arg or ()), state(context).workspace
+            path = train_defense(defense, model, data, out, seed, device, workspace, watch, epochs, args)
     except KeyboardInterrupt:
         raise Interrupted(
             f"interrupted; the last finished epoch is kept in {out}. Run the same command again to go on."

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ def train_defense(
     args = {"num_classes": data.num_classes, "in_chans": data.x.shape[1], **(model_args or {})}
     with seeded(derived(seed, "init"), torch.device("cpu")):
         model = apply_architecture(recipe, build_model(model_name, **args))
-    return train(recipe, model, data, None, out, seed, device, progress, model_name=model_name)
+    return train(recipe, model, data, None, out, seed, device, progress, model_name, model_args)
 
 
 def train(
@@ -80,6 +80,7 @@ def train(
     device: str = "cpu",
     progress: Progress | None = None,
     model_name: str | None = None,
+    model_args: Mapping[str, Any] | None = None,
 ) -> Path:
     """Trains `model` (with the recipe's architecture, see `apply_architecture`) in place; returns the weights file.
 
@@ -92,6 +93,7 @@ def train(
         "defense": recipe.name,
         "recipe": recipe.digest,
         "model": model_name or type(model).__name__,
+        **({"model_args": dict(model_args)} if model_args else {}),
         "data": f"{data_train.name}/{data_train.split}",
         "data_sha256": data_train.source_sha256,
         "samples": len(data_train),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from robustbench_vit.cards import Workspace
 from robustbench_vit.data import Dataset, load_dataset
@@ -26,6 +28,7 @@ class ModelChoice:
     defense: str | None  # whose architecture change the weights were trained with
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
+    args: Mapping[str, Any] = field(default_factory=dict)  # of its builder
     num_classes: int | None = None  # default: the dataset's; the model's own for a user's arrays, which may lack some
 
 
@@ -63,9 +66,24 @@ def choose_model(choice: ModelChoice, data: Dataset, workspace: Workspace) -> tu
 
 
 def _shape(choice: ModelChoice, data: Dataset) -> dict[str, Any]:
-    """The builder's arguments that follow from the data."""
+    """The builder's arguments: those that follow from the data, and those that were given."""
     classes = choice.num_classes or (None if data.name == "npz" else data.num_classes)
-    return {"in_chans": data.x.shape[1], **({"num_classes": classes} if classes else {})}
+    return {"in_chans": data.x.shape[1], **({"num_classes": classes} if classes else {}), **choice.args}
+
+
+def builder_args(texts: Sequence[str]) -> dict[str, Any]:
+    """'keep_rate=0.7' and the like as arguments of a model's builder, values read as YAML; raises InputError."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier() or name in found:
+            once = f"'{name}' is given twice" if name in found else f"expected NAME=VALUE, got '{text}'"
+            raise InputError(f"--model-arg: {once}")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(f"--model-arg {name}: not a value: {value}") from error
+    return found
 
 
 def numbers(text: str, option: str) -> tuple[float, ...]:
