@@ -42,7 +42,7 @@ def load_weights(model: nn.Module, path: Path | str) -> str:
     path = Path(path)
     data = _read(path)
     state = _parse_safetensors(data, path) if path.suffix == ".safetensors" else _parse_pickle(data, path)
-    state = _under_our_names(model, state)
+    state = _under_our_names(model, state, path)
     _check_fit(model, state, path)
     model.load_state_dict(state)
     return hashlib.sha256(data).hexdigest()
@@ -125,10 +125,15 @@ def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
     return dict(loaded)
 
 
-def _under_our_names(model: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def _under_our_names(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor]:
     """The state dict as it is, or, of a model whose class knows them, with its authors' names replaced by ours."""
     convert: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = getattr(model, "from_authors", None)
-    return state if convert is None or state.keys() == model.state_dict().keys() else convert(state)
+    if convert is None or state.keys() == model.state_dict().keys():
+        return state
+    try:
+        return convert(state)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
 
 
 def _check_fit(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:

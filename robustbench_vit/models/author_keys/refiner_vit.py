@@ -31,7 +31,8 @@ def from_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises WeightsError for checkpoints of the authors' first version, whose forward pass was another one: its MLPs had
     no scale, and its head saw a class token that had been through no block.
     """
-    if "blocks.0.mlp.fc1.weight" in state and "blocks.0.mlp.scale_channel" not in state:
+    scales = ("blocks.0.mlp.scale_channel", "blocks.0.ls2.gamma")  # theirs, ours
+    if "blocks.0.mlp.fc1.weight" in state and not any(name in state for name in scales):
         raise WeightsError(
             "no blocks.0.mlp.scale_channel in this state dict: it is of the authors' first version of Refiner-ViT, "
             "which computes something else; take weights of the later version"
