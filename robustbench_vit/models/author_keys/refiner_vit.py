@@ -24,15 +24,21 @@ KEYS = (
 )
 """(pattern, replacement), applied in this order; all other names are the same here. Odd blocks have values only."""
 
+OURS = ".ls2.gamma"
+"""How the name of a tensor ends that the authors call otherwise."""
+
 
 def from_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The authors' tensors under our names; those with an `aux_head` are for a model with `dense_head=True`.
 
+    A state dict with our names comes back as it is.
+
     Raises WeightsError for checkpoints of the authors' first version, whose forward pass was another one: its MLPs had
     no scale, and its head saw a class token that had been through no block.
     """
-    scales = ("blocks.0.mlp.scale_channel", "blocks.0.ls2.gamma")  # theirs, ours
-    if "blocks.0.mlp.fc1.weight" in state and not any(name in state for name in scales):
+    if any(key.endswith(OURS) for key in state):
+        return dict(state)
+    if "blocks.0.mlp.fc1.weight" in state and "blocks.0.mlp.scale_channel" not in state:
         raise WeightsError(
             "no blocks.0.mlp.scale_channel in this state dict: it is of the authors' first version of Refiner-ViT, "
             "which computes something else; take weights of the later version"
