@@ -152,7 +152,7 @@ def test_the_two_data_sets_are_told_apart_in_one_folder(root: Path, tiny_mnist: 
 def test_each_data_set_in_its_own_folder(
     root: Path, tiny_mnist: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = {TEST_IMAGES: gzip.compress(idx(255 - IMAGES)), TEST_LABELS: gzip.compress(idx(9 - LABELS))}
+    other = {TEST_IMAGES: gzip.compress(idx(255 - IMAGES), mtime=0), TEST_LABELS: gzip.compress(idx(9 - LABELS))}
     for name, content in other.items():
         monkeypatch.setitem(mnist.SHA256["fashion_mnist"], name, hashlib.sha256(content).hexdigest())
     put(root, other)
@@ -174,8 +174,8 @@ def test_unknown_splits(root: Path, name: str) -> None:
         (b"\x00\x00\x0d\x01\x00\x00\x00\x01\x00", "here: not an idx file of bytes; it begins with 00000d01"),
         (b"\x00\x00\x08\x03\x00\x00\x00\x01", "here: not an idx file of bytes; it begins with 00000803"),
         (idx(IMAGES)[:-1], "here: 59 values for the shape (3, 4, 5)"),
-        (gzip.compress(b"x" * 100)[:-5], "here: damaged gzip file: "),
-        (gzip.compress(b"x" * 100)[:12] + b"\xff" * 9, "here: damaged gzip file: "),
+        (gzip.compress(b"x" * 100, mtime=0)[:-5], "here: damaged gzip file: "),
+        (gzip.compress(b"x" * 100, mtime=0)[:12] + b"\xff" * 9, "here: damaged gzip file: "),
     ],
 )
 def test_what_is_no_idx_file(content: bytes, message: str) -> None:
@@ -187,7 +187,7 @@ def test_what_is_no_idx_file(content: bytes, message: str) -> None:
 def test_images_and_labels_that_do_not_belong_together(
     root: Path, tiny_mnist: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = gzip.compress(idx(LABELS[:2]))
+    few = gzip.compress(idx(LABELS[:2]), mtime=0)
     monkeypatch.setitem(mnist.SHA256["mnist"], TEST_LABELS, hashlib.sha256(few).hexdigest())
     put(root, {**tiny_mnist, TEST_LABELS: few})
     assert error_of("mnist") == "mnist/test: images of shape (3, 4, 5) and labels of shape (2,)"
