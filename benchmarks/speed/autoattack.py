@@ -44,7 +44,7 @@ LIMIT = (
     "points it takes to fall (three passes each) and the recheck, where the floor counts one point. And a sample that",
     "`apgd-ce` doesn't break takes its 100 steps one after another, whatever fell long before: up to seven such rows",
     "are padded to the smallest physical batch, eight, which keeps results independent of the neighbours. On",
-    "`cnn-standard` three of 500 samples are like that, and take about half of the time. Among more samples they run",
+    "`cnn-standard` three of 500 samples are like that (`after apgd-ce` on the board). Among more samples they run",
     "side by side and weigh less, as on `convex-mnist`.",
 )
 """Why goals are missed on models that hardly stand."""

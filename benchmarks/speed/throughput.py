@@ -94,7 +94,7 @@ def measure(quick: bool) -> dict[str, Any]:
 
 LIMIT = (
     "What is left is the attack's own arithmetic: on large images projections and momentum, which go through the memory"
-    " some fifteen times a step, and the noise of the start, here spread over few steps; in Square in l1 the windows"
+    " several times a step, and the noise of the start, here spread over few steps; in Square in l1 the windows"
     " and the mass moved between them, many small operations beside the forward pass of a small model."
 )
 """Why a lane falls short."""

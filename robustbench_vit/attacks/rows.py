@@ -196,8 +196,8 @@ def spread(values: Tensor, like: Tensor) -> Tensor:
 def pick(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     """Row by row `yes` where `mask` (row,), else `no`; one of the two itself where all rows agree.
 
-    On a CPU a look at the mask costs nothing, and a copy of large images a hundredth of a model's call; on other
-    devices it would wait for all that is under way.
+    On a CPU a look at the mask costs nothing beside a copy of large images; on other devices it would wait for all that
+    is under way.
     """
     if mask.device.type == "cpu" and yes.shape == no.shape:
         chosen = int(mask.count_nonzero())

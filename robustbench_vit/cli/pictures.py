@@ -9,23 +9,19 @@ import typer
 
 from robustbench_vit.cli.app import app, state
 from robustbench_vit.cli.runs import DeviceOption
+from robustbench_vit.cli.verify import BoardOption, DataOption, RecordArgument, WeightsOption
 
 
 @app.command()
 def pictures(
     context: typer.Context,
-    record: Annotated[Path, typer.Argument(help="A record (JSON) with its images beside it.")],
+    record: RecordArgument,
     out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where the sheet (RECORD.png) goes.")],
     n: Annotated[int, typer.Option("--n", min=1, max=64, help="Samples, broken ones first.")] = 8,
-    weights: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="The model's weights. Default: looked for beside the record and the boards."),
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="The .npz file that the record was made on; other data are found by name.")
-    ] = None,
+    weights: WeightsOption = None,
+    data: DataOption = None,
     device: DeviceOption = "cpu",
-    board: Annotated[str | None, typer.Option(help="The board in whose folder the weights lie. Default: any.")] = None,
+    board: BoardOption = None,
     attention: Annotated[bool, typer.Option(help="Show a Vision Transformer's attention.")] = True,
 ) -> None:
     """Draw a record's samples: clean, adversarial, their difference, the attention before and after."""

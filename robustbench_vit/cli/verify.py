@@ -20,19 +20,25 @@ SHOWN = 3
 """Samples named for each fault."""
 
 
+RecordArgument = Annotated[Path, typer.Argument(help="A record (JSON) with its images beside it.")]
+WeightsOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="The model's weights. Default: looked for beside the record and the boards."),
+]
+DataOption = Annotated[
+    str | None, typer.Option(help="The .npz file that the record was made on; other data are found by name.")
+]
+BoardOption = Annotated[str | None, typer.Option(help="The board in whose folder the weights lie. Default: any.")]
+
+
 @app.command()
 def verify(
     context: typer.Context,
-    record: Annotated[Path, typer.Argument(help="A record (JSON) with its images beside it.")],
-    weights: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="The model's weights. Default: looked for beside the record and the boards."),
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="The .npz file that the record was made on; other data are found by name.")
-    ] = None,
+    record: RecordArgument,
+    weights: WeightsOption = None,
+    data: DataOption = None,
     device: DeviceOption = "cpu",
-    board: Annotated[str | None, typer.Option(help="The board in whose folder the weights lie. Default: any.")] = None,
+    board: BoardOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Recheck a record's adversarial images with its model: exit code 1 when one doesn't hold."""

@@ -76,7 +76,7 @@ def _check_layers(model: VisionTransformer, drop_layers: Sequence[int]) -> dict[
     """The blocks to replace by number, in ascending order."""
     if not isinstance(drop_layers, Sequence) or not 0 < len(set(drop_layers)) == len(drop_layers):
         raise InputError(f"drop_layers lists one or more blocks, each once, got {drop_layers!r}")
-    depth = len(model.blocks)
+    depth, found = len(model.blocks), {}
     for layer in drop_layers:
         if type(layer) is not int or not 0 <= layer < depth:
             raise InputError(f"drop layer {layer!r} is not a block of this model: it has {depth}, 0 to {depth - 1}")
@@ -84,7 +84,8 @@ def _check_layers(model: VisionTransformer, drop_layers: Sequence[int]) -> dict[
         if type(block) is not Block or type(block.attn) is not Attention:
             kind = type(block).__name__ if type(block) is not Block else f"block with {type(block.attn).__name__}"
             raise InputError(f"block {layer} is a {kind}; tokens are dropped in timm's plain Block with Attention")
-    return {layer: model.blocks[layer] for layer in sorted(drop_layers)}  # type: ignore[return-value]
+        found[layer] = block
+    return dict(sorted(found.items()))
 
 
 def _cfg(**changes: Any) -> dict[str, Any]:
