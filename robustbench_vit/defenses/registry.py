@@ -75,6 +75,10 @@ class RunningRegulariser(Protocol):
         """Adds its part to the gradients, after the loss's backward pass and before the optimiser's step."""
         ...
 
+    def after_step(self) -> None:
+        """Puts weights back where they are allowed to be, after the optimiser's step."""
+        ...
+
     def state(self) -> dict[str, Tensor]: ...
 
     def restore(self, state: dict[str, Tensor]) -> None: ...
@@ -110,7 +114,9 @@ _PACKAGE = "robustbench_vit.defenses"
 PARTS: dict[Kind, Registry[type[Any]]] = {
     "architecture": Registry("architecture", f"{_PACKAGE}.architectures", (f"{_PACKAGE}.architectures",)),
     "loss": Registry("loss", f"{_PACKAGE}.losses", (f"{_PACKAGE}.losses",)),
-    "regulariser": Registry("regulariser", f"{_PACKAGE}.regularisers", (f"{_PACKAGE}.norm_decay",)),
+    "regulariser": Registry(
+        "regulariser", f"{_PACKAGE}.regularisers", (f"{_PACKAGE}.norm_decay", f"{_PACKAGE}.projections")
+    ),
     "optimiser": Registry("optimiser", f"{_PACKAGE}.optimisers", (f"{_PACKAGE}.optimisers",)),
     "schedule": Registry("schedule", f"{_PACKAGE}.schedules", (f"{_PACKAGE}.schedules",)),
     "augment": Registry("augment", f"{_PACKAGE}.augments", (f"{_PACKAGE}.augment",)),
