@@ -127,6 +127,8 @@ def _entry_faults(entry: Entry, board: Loaded[BoardCard], workspace: Workspace) 
         shown = Path(board.shown).with_suffix("") / entry.weights
         faults.append(f"{where}: no weights file at {shown.as_posix()}; `rbvit train` makes one")
     names = [other.name for other in board.card.entries]
+    for attack in entry.adaptive:
+        faults += _caught(lambda attack=attack: _require_attack(attack, board.card.norm, workspace, where))
     if entry.surrogate is not None and entry.surrogate not in names:
         faults += [str(UnknownNameError("surrogate entry", entry.surrogate, names, where))]
     if (norm := entry.normalise) and len(norm.mean) != len(norm.std):

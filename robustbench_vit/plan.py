@@ -10,7 +10,7 @@ from typing import Any
 
 from robustbench_vit.cards import AlgorithmCard, Loaded, Policy, Workspace
 from robustbench_vit.cards.frozen import deviations
-from robustbench_vit.cards.schema import PRECISIONS, Precision
+from robustbench_vit.cards.schema import PRECISIONS, Precision, adaptive_fault
 from robustbench_vit.cards.workspace import resolved
 from robustbench_vit.data import Dataset
 from robustbench_vit.errors import InputError
@@ -61,10 +61,24 @@ class AttackPlan:
     resolved: Mapping[str, Any]
     by_policy: Mapping[Policy, tuple[LanePlan, ...]]
 
+    @property
+    def algorithm_versions(self) -> dict[str, int]:
+        """The version of every algorithm that runs under some policy."""
+        lanes = [lane for lanes in self.by_policy.values() for lane in lanes]
+        return {lane.resolved["algorithm"]: lane.algorithm_version for lane in lanes}
+
+    def under(self, policy: Policy) -> AttackPlan:
+        """This attack with the lanes that run under the policy."""
+        return dataclasses.replace(self, lanes=self.by_policy[policy])
+
 
 @dataclass(frozen=True)
 class Plan:
-    """What one model is evaluated on: attacks × budgets × samples, in this order."""
+    """What one model is evaluated on: attacks × budgets × samples, in this order.
+
+    `evidence` are adaptive attacks of this model alone. They are no part of the protocol, which all rows of a board
+    share, and come after its attacks.
+    """
 
     attacks: tuple[AttackPlan, ...]
     norm: str
@@ -75,15 +89,23 @@ class Plan:
     policy: Policy = "A"
     random: bool = False  # the model answers at random; under policy C too it may
     surrogate: str = "-"  # fingerprint of the model whose adversarial images are tried too
+    evidence: tuple[AttackPlan, ...] = ()
 
     def under(self, policy: Policy, random: bool = False) -> Plan:
         """This plan for a model that intake put under `policy`: the same protocol, with the stand-ins' lanes."""
-        attacks = tuple(dataclasses.replace(attack, lanes=attack.by_policy[policy]) for attack in self.attacks)
-        return dataclasses.replace(self, attacks=attacks, policy=policy, random=random or policy == "B")
+        attacks, evidence = (tuple(a.under(policy) for a in held) for held in (self.attacks, self.evidence))
+        return dataclasses.replace(
+            self, attacks=attacks, evidence=evidence, policy=policy, random=random or policy == "B"
+        )
 
     def in_precision(self, precision: Precision) -> Plan:
         """This plan with adversarial images searched in `precision`; it was made for fp32."""
         return dataclasses.replace(self, protocol={**self.protocol, "precision": precision})
+
+    @property
+    def all_attacks(self) -> tuple[AttackPlan, ...]:
+        """The protocol's attacks, then the adaptive ones."""
+        return (*self.attacks, *self.evidence)
 
     @property
     def draws(self) -> int:
@@ -131,16 +153,24 @@ def make_plan(
         "eps": list(eps),
         "precision": PRECISIONS[0],
         "attacks": {plan.name: plan.resolved for plan in plans},
-        "algorithm_versions": {
-            lane.resolved["algorithm"]: lane.algorithm_version
-            for plan in plans
-            for lanes in plan.by_policy.values()
-            for lane in lanes
-        },
+        "algorithm_versions": {name: version for plan in plans for name, version in plan.algorithm_versions.items()},
         "data": data_protocol(data),
         "verification": VERIFICATION,
     }
     return Plan(plans, norm, tuple(eps), data.sample_ids, seed, protocol)
+
+
+def with_evidence(
+    plan: Plan, workspace: Workspace, adaptive: Sequence[str], versions: Mapping[str, int], where: str | None = None
+) -> Plan:
+    """The plan with these attack cards as adaptive attacks beside its own; its protocol stays as it is.
+
+    Raises UnknownNameError for cards that don't exist, and InputError for an attack that the plan has already.
+    """
+    if fault := adaptive_fault(adaptive, [attack.name for attack in plan.attacks]):
+        raise InputError(f"{where}: {fault}" if where else fault)
+    found = (_attack_plan(workspace, name, plan.norm, versions, where, plan.smoke) for name in adaptive)
+    return dataclasses.replace(plan, evidence=tuple(attack.under(plan.policy) for attack in found))
 
 
 def data_protocol(data: Dataset) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def outcomes_of(plan: Plan, known: Known) -> tuple[Outcome, ...]:
         return tuple(
             Outcome(sample, attack.name, plan.norm, eps, criterion, Status.NOT_RUN)
             for eps in plan.eps
-            for attack in plan.attacks
+            for attack in plan.all_attacks
             for criterion in criteria(plan)
             for sample in plan.samples
         )
@@ -67,7 +67,7 @@ def judgement_key(plan: Plan, attack: str, eps: float) -> str:
 
 
 def judged_attacks(plan: Plan) -> list[tuple[str, float]]:
-    """The numbers that get a reliability verdict: the last attack at every eps; none in a smoke profile."""
+    """The numbers that get a reliability verdict: the protocol's last attack at every eps; none in a smoke profile."""
     return [] if plan.smoke else [(plan.attacks[-1].name, eps) for eps in plan.eps]
 
 
@@ -102,6 +102,10 @@ def make_record(
             "wasted_passes": dict(known.wasted),
         },
         images=_images(plan, data, known) if images else None,
+        evidence={
+            attack.name: {**attack.resolved, "algorithm_versions": attack.algorithm_versions}
+            for attack in plan.evidence
+        },
     )
 
 
@@ -115,8 +119,8 @@ def _judgements(plan: Plan, known: Known) -> tuple[Judgement, ...]:
 
 
 def _images(plan: Plan, data: Dataset, known: Known) -> np.ndarray:
-    """(n, c, h, w): adversarial images under the last attack and the first eps, clean ones where there is none."""
-    specs = build_stages(plan)[-1].specs(classes_of(known))
+    """(n, c, h, w): adversarial images under the protocol's last attack and first eps, else clean ones."""
+    specs = build_stages(plan)[len(plan.attacks) - 1].specs(classes_of(known))
     images = data.x.copy()
     for i, sample in enumerate(plan.samples):
         row = breaking_row(specs, plan.eps[0], sample, known.rows) if known.clean[sample].correct else None

@@ -63,7 +63,8 @@ def badge(
     value = f"{100 * judged.robust_accuracy:.1f} % ± {100 * reach:.1f}"
     kind = "confidence sequence" if record.protocol["profile"] == "until" else f"{INTERVAL_NAMES[interval]} interval"
     bounds = f"{100 * confidence:g} % {kind} {100 * low:.1f} to {100 * high:.1f}"
-    return _drawn(label, value, _colour(judged), _title(judged, attack, chosen, bounds))
+    best = float(record.best_known(attack, chosen).mean())
+    return _drawn(label, value, _colour(judged), _title(judged, attack, chosen, bounds, best))
 
 
 def _held(record: Record, eps: float | None) -> float:
@@ -74,7 +75,7 @@ def _held(record: Record, eps: float | None) -> float:
     return next((value for value in held if math.isclose(value, eps, rel_tol=1e-9)), eps)
 
 
-def _title(judged: Record, attack: str, eps: float, bounds: str) -> str:
+def _title(judged: Record, attack: str, eps: float, bounds: str, best: float) -> str:
     """The number with everything it depends on, for who hovers over it or cannot see it."""
     data = judged.protocol["data"]
     ran = judged.ran_as(attack)
@@ -83,6 +84,7 @@ def _title(judged: Record, attack: str, eps: float, bounds: str) -> str:
         f"Robust accuracy {100 * judged.robust_accuracy:.1f} % ({bounds}, n = {judged.n:,})",
         f" under {under}, {judged.protocol['norm']}, eps {show_number(eps)}, on {data['name']}/{data['split']}",
         f"; clean accuracy {100 * judged.clean_accuracy:.1f} %",
+        f"; {100 * best:.1f} % best known, under {', '.join(judged.evidence)} too" if judged.evidence else "",
         f"; '{attack}' is custom, not the published protocol" if judged.custom(attack) else "",
         f"; {_POLICIES[judged.policy]}" if judged.policy in _POLICIES else "",
         "; strong evidence of masked gradients: the number is probably too high" if _masked(judged) else "",

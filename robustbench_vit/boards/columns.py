@@ -13,18 +13,23 @@ ATTACK:survivors          a column for each lane: samples still robust after it
 ATTACK:forwards           model passes per sample, a mean over all samples
 ATTACK:backwards
 ATTACK:seconds            wall time of the attack
+best_known                share that survives the last attack and every adaptive attack of the row
+best_known:interval       the same with its interval
+only_adaptive             samples that fell to an adaptive attack of the row and to none of the board's
 seconds                   wall time of all the board's attacks
 n                         samples evaluated
 parameters                of the model
 policy                    A deterministic, B answers at random, C no useful gradient
 precision                 in which adversarial images were searched; shown by itself where one isn't fp32
 reliability               evidence that gradients are masked, under the last attack; the strongest of all eps
+
+ATTACK is one of the board's, or an adaptive attack of some entries; other rows have nothing in its columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from robustbench_vit.cards import BoardCard, Entry
@@ -108,18 +113,19 @@ _FIXED = {
     "precision": Column("precision", "precision", Kind.TEXT, lambda m: m.record.protocol["precision"]),
     "reliability": Column("reliability", "masked gradients", Kind.TEXT, _reliability),
 }
-_OF_THE_BOARD = ("clean:interval", "seconds")
+BEST_KNOWN, ONLY_ADAPTIVE = "best_known", "only_adaptive"
+_OF_THE_BOARD = ("clean:interval", "seconds", BEST_KNOWN, f"{BEST_KNOWN}:interval", ONLY_ADAPTIVE)
 _PER_ATTACK = ("interval", "majority", "majority:interval", "survivors", "forwards", "backwards", "seconds")
 
 
 def column_names(attacks: Sequence[str]) -> list[str]:
-    """Every column that a board with these attacks may name."""
+    """Every column that a board with these attacks, its own and adaptive ones, may name."""
     return [*_FIXED, *_OF_THE_BOARD, *(n for a in attacks for n in (a, *(f"{a}:{part}" for part in _PER_ATTACK)))]
 
 
 def column_faults(card: BoardCard, where: str) -> list[str]:
     """A line for every column of the card that doesn't exist or stands twice."""
-    known = column_names(card.attacks)
+    known = column_names([*card.attacks, *card.adaptive])
     faults = []
     for name in dict.fromkeys(card.columns):
         if name not in known:
@@ -172,12 +178,51 @@ def _columns(name: str, card: BoardCard, lanes: Mapping[str, Sequence[str]]) -> 
         return [Column(name, name, Kind.SECONDS, lambda measured: _seconds(measured.record, card.attacks))]
     if name == "clean:interval":
         return [Column(name, f"clean {_percent(card)}", Kind.INTERVAL, lambda measured: _clean(measured.record, card))]
-    attack, _, part = name.partition(":")
+    first, _, part = name.partition(":")
+    if first == BEST_KNOWN:
+        return [_best_known(part, eps, card) for eps in card.eps]
+    if first == ONLY_ADAPTIVE:
+        return [_only_adaptive(eps, card) for eps in card.eps]
+    found = _of_attack(first, part, card, lanes)
+    return [_where_it_ran(first, column) for column in found] if first in card.adaptive else found
+
+
+def _of_attack(attack: str, part: str, card: BoardCard, lanes: Mapping[str, Sequence[str]]) -> list[Column]:
     if part == "seconds":
-        return [Column(name, f"{attack} s", Kind.SECONDS, lambda measured: _seconds(measured.record, [attack]))]
+        key = f"{attack}:{part}"
+        return [Column(key, f"{attack} s", Kind.SECONDS, lambda measured: _seconds(measured.record, [attack]))]
     if part == "survivors":
         return [column for eps in card.eps for column in _survivors(attack, eps, _suffix(card, eps), lanes[attack])]
     return [_at(attack, part, eps, card) for eps in card.eps]
+
+
+def _where_it_ran(attack: str, column: Column) -> Column:
+    """The column of an adaptive attack, empty for rows that it didn't run on."""
+    return replace(column, value=lambda m: column.value(m) if attack in m.record.evidence else None)
+
+
+def _best_known(part: str, eps: float, card: BoardCard) -> Column:
+    suffix = _suffix(card, eps)
+    key, title = f"{BEST_KNOWN}{suffix}", f"best known{suffix}"
+
+    def estimate(measured: Measured) -> Estimate:
+        record = measured.record
+        robust = record.best_known(card.attacks[-1], eps)
+        return Estimate(float(robust.mean()), *record.interval_of(robust, card.confidence, card.interval))
+
+    if part:
+        return Column(f"{key}:{part}", f"{title} {_percent(card)}", Kind.INTERVAL, estimate)
+    return Column(key, f"{title} %", Kind.SHARE, lambda measured: estimate(measured).value)
+
+
+def _only_adaptive(eps: float, card: BoardCard) -> Column:
+    """Counts what the protocol alone would have called robust; nothing where no adaptive attack ran."""
+
+    def count(measured: Measured) -> Value:
+        return len(measured.record.only_adaptive(eps)) if measured.record.evidence else None
+
+    suffix = _suffix(card, eps)
+    return Column(f"{ONLY_ADAPTIVE}{suffix}", f"only adaptive{suffix}", Kind.COUNT, count)
 
 
 def _percent(card: BoardCard) -> str:

@@ -28,19 +28,27 @@ class Family:
     deviation: float  # standard deviation of the robust accuracy between trainings, with n - 1
     low: float  # the least robust training
     high: float
+    best_known: float | None = None  # mean of the worst case with adaptive attacks; None where it isn't asked for
 
 
-def families(entries: Iterable[Entry], records: Mapping[str, Record]) -> tuple[Family, ...]:
-    """The families with at least two of `records` (by entry, narrowed to the ranking attack and eps), best first."""
+def families(
+    entries: Iterable[Entry], records: Mapping[str, Record], best_known: Mapping[str, float] | None = None
+) -> tuple[Family, ...]:
+    """The families with at least two of `records` (by entry, narrowed to the ranking attack and eps), best first.
+
+    `best_known` are the entries' shares of samples that adaptive attacks leave robust too, where they are to be shown.
+    """
     members: dict[str, list[Entry]] = {}
     for entry in entries:
         if entry.family is not None:
             members.setdefault(entry.family, []).append(entry)
-    found = [_family(name, group, records) for name, group in members.items()]
+    found = [_family(name, group, records, best_known) for name, group in members.items()]
     return tuple(sorted((f for f in found if f is not None), key=lambda f: (-f.robust, f.name)))
 
 
-def _family(name: str, group: list[Entry], records: Mapping[str, Record]) -> Family | None:
+def _family(
+    name: str, group: list[Entry], records: Mapping[str, Record], best_known: Mapping[str, float] | None
+) -> Family | None:
     trained = sorted((e for e in group if e.name in records), key=lambda e: (e.training_seed or 0, e.name))
     if len(trained) < 2:
         return None
@@ -55,4 +63,5 @@ def _family(name: str, group: list[Entry], records: Mapping[str, Record]) -> Fam
         deviation=float(robust.std(ddof=1)),
         low=float(robust.min()),
         high=float(robust.max()),
+        best_known=None if best_known is None else float(np.mean([best_known[entry.name] for entry in trained])),
     )

@@ -13,7 +13,7 @@ from robustbench_vit.boards.formats import FORMATS, render
 from robustbench_vit.boards.methods import METHODS_START, methods_text, policies_of
 from robustbench_vit.boards.references import references_text
 from robustbench_vit.boards.reported import ReportedRow, reported_csv, reported_rows, with_reported
-from robustbench_vit.boards.table import Table, build_table
+from robustbench_vit.boards.table import Table, build_table, missing_evidence
 from robustbench_vit.cards import BoardCard, Loaded, Workspace
 from robustbench_vit.cards.numbers import show_number
 from robustbench_vit.errors import InputError
@@ -87,7 +87,7 @@ def stale(board: Loaded[BoardCard], workspace: Workspace, records: Path | None =
         elif path.read_text(encoding="utf-8") != text:
             faults.append(f"{path}: differs from what the records say")
     faults += [f"{path}: nothing stands behind it any more" for path in _left_over(_place(board, records), files)]
-    return faults + _stray_records(board, records) + _changed_weights(board, held)
+    return faults + _stray_records(board, records) + _changed_weights(board, held) + _missing_evidence(board, held)
 
 
 def _held(board: Loaded[BoardCard], records: Path | None) -> dict[str, Record]:
@@ -170,6 +170,16 @@ def _stray_records(board: Loaded[BoardCard], records: Path | None) -> list[str]:
     entries = {entry.name for entry in board.card.entries}
     return [
         f"{path}: {board.shown} has no entry '{path.stem}'" for path in record_files(folder) if path.stem not in entries
+    ]
+
+
+def _missing_evidence(board: Loaded[BoardCard], held: Mapping[str, Record]) -> list[str]:
+    """Adaptive attacks on the card that never ran."""
+    return [
+        f"{board.shown}: adaptive attack '{attack}' has not run on '{entry.name}'; run the board again"
+        for entry in board.card.entries
+        if entry.name in held
+        for attack in missing_evidence(entry, held[entry.name])
     ]
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from robustbench_vit.boards.columns import Kind
 from robustbench_vit.boards.folder import board_folder, load_records
-from robustbench_vit.boards.formats.text import INTERVAL_NAMES
+from robustbench_vit.boards.formats.text import INTERVAL_NAMES, listed
 from robustbench_vit.boards.references import DATA, INTERVALS, RANKS, Work, attack_works, works
 from robustbench_vit.boards.table import Table
 from robustbench_vit.cards import BoardCard, Loaded, Policy, Workspace
@@ -60,6 +60,7 @@ def methods_text(
     sentences = [
         _evaluated(board, workspace, table, measured),
         *_by_policy(measured, board.card),
+        *_adaptive(board, workspace, table),
         _intervals(table),
         *_families(table),
         *_masked(measured),
@@ -77,8 +78,8 @@ def policies_of(records: Iterable[Record]) -> list[Policy]:
 def _evaluated(board: Loaded[BoardCard], workspace: Workspace, table: Table, measured: Mapping[str, Record]) -> str:
     """The first sentence: what was evaluated, with what, on what, how."""
     card = board.card
-    attacks = _listed([_attack(name, board, workspace, table) for name in card.attacks])
-    eps = f"eps = {_listed([show_number(value) for value in card.eps])}"
+    attacks = listed([_attack(name, board, workspace, table) for name in card.attacks])
+    eps = f"eps = {listed([show_number(value) for value in card.eps])}"
     return (
         f"{METHODS_START}{_counted(len(measured), 'model')} with {attacks} in {card.norm} at {eps} on"
         f" {_samples(table)}, {_precision(table)}, {_seeds(measured.values())}, with {_software(measured.values())}."
@@ -87,11 +88,6 @@ def _evaluated(board: Loaded[BoardCard], workspace: Workspace, table: Table, mea
 
 def _counted(count: int, what: str) -> str:
     return f"{_WORDS[count] if count < len(_WORDS) else count} {what}{'' if count == 1 else 's'}"
-
-
-def _listed(parts: Sequence[str]) -> str:
-    """'a', 'a and b', 'a, b and c'."""
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def _attack(name: str, board: Loaded[BoardCard], workspace: Workspace, table: Table) -> str:
@@ -136,7 +132,7 @@ def _seeds(records: Iterable[Record]) -> str:
     found = sorted({int(record.provenance["seed"]) for record in records if "seed" in record.provenance})
     if not found:
         return "with a fixed seed"
-    return f"seed{'s' if len(found) > 1 else ''} {_listed([str(seed) for seed in found])}"
+    return f"seed{'s' if len(found) > 1 else ''} {listed([str(seed) for seed in found])}"
 
 
 def _software(records: Iterable[Record]) -> str:
@@ -145,8 +141,8 @@ def _software(records: Iterable[Record]) -> str:
     packages = [record.provenance.get("packages", {}).get("robustbench_vit") for record in records]
     versions = sorted({version for version in packages if version})
     protocols = list(dict.fromkeys(record.protocol_id for record in records))
-    shown = f"robustbench_vit {_listed(versions)}" if versions else "robustbench_vit"
-    return f"{shown} (protocol{'s' if len(protocols) > 1 else ''} {_listed(protocols)})"
+    shown = f"robustbench_vit {listed(versions)}" if versions else "robustbench_vit"
+    return f"{shown} (protocol{'s' if len(protocols) > 1 else ''} {listed(protocols)})"
 
 
 def _by_policy(measured: Mapping[str, Record], card: BoardCard) -> list[str]:
@@ -155,9 +151,9 @@ def _by_policy(measured: Mapping[str, Record], card: BoardCard) -> list[str]:
     for policy in [policy for policy in policies_of(measured.values()) if policy != "A"]:
         names = [name for name, record in measured.items() if record.policy == policy]
         stand_ins = list(dict.fromkeys(measured[names[0]].ran_as(attack) for attack in card.attacks))
-        attack = _listed([_NAMES.get(name, name) for name in stand_ins if name not in card.attacks] or stand_ins)
+        attack = listed([_NAMES.get(name, name) for name in stand_ins if name not in card.attacks] or stand_ins)
         run = "was" if len(names) == 1 else "were"
-        sentences.append(f"{_listed(names)} {run} attacked by {attack}, {_REASONS[policy]}.")
+        sentences.append(f"{listed(names)} {run} attacked by {attack}, {_REASONS[policy]}.")
     return sentences
 
 
@@ -168,6 +164,21 @@ _REASONS = {
     ),
     "C": "for want of a useful gradient: scores and decisions only, so that the robust accuracy says little",
 }
+
+
+def _adaptive(board: Loaded[BoardCard], workspace: Workspace, table: Table) -> list[str]:
+    """Which models were attacked adaptively, with what, and what that says."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for row in table.rows:
+        if named := tuple(attack for attack in row.adaptive if attack in board.card.adaptive):
+            groups.setdefault(named, []).append(row.entry)
+    sentences = [
+        f"{listed(entries)} {'was' if len(entries) == 1 else 'were'} also attacked adaptively, with"
+        f" {listed([_attack(name, board, workspace, table) for name in attacks])}."
+        for attacks, entries in groups.items()
+    ]
+    means = f"Best known accuracies count a sample as robust only if these failed too; {board.card.attacks[-1]} alone"
+    return [*sentences, f"{means} decides ranks."] if sentences else []
 
 
 def _intervals(table: Table) -> str:
@@ -207,4 +218,4 @@ def _masked(measured: Mapping[str, Record]) -> list[str]:
     ]
     if not named:
         return []
-    return [f"For {_listed(named)} there is strong evidence of masked gradients: robust accuracy is probably too high."]
+    return [f"For {listed(named)} there is strong evidence of masked gradients: robust accuracy is probably too high."]

@@ -53,6 +53,27 @@ def require_board(board: Loaded[BoardCard], workspace: Workspace, records: Mappi
         )
 
 
+def require_evidence(board: Loaded[BoardCard], workspace: Workspace, records: Mapping[str, Record]) -> None:
+    """Raises ProtocolMismatchError unless the adaptive attacks of every entry ran with the settings of their cards now.
+
+    Attacks that the entry's card doesn't name any more are not compared, and neither are smoke profiles.
+    """
+    card = board.card
+    resolved = {name: resolve_attack(workspace, name, card.norm, board.shown) for name in card.adaptive}
+    for entry in card.entries:
+        record = records.get(entry.name)
+        if record is None or record.protocol.get("profile") == "smoke":
+            continue
+        for name in (name for name in entry.adaptive if name in record.evidence):
+            ran = {key: value for key, value in record.evidence[name].items() if key != "algorithm_versions"}
+            _require_equal(
+                f"attack '{name}' is not what it was for the record of '{entry.name}', so that its numbers would be"
+                " called what they aren't; run the board again. They differ",
+                resolved[name],
+                ran,
+            )
+
+
 def _expected(card: BoardCard, workspace: Workspace, where: str, settings: bool) -> dict[str, Any]:
     """What of a protocol a board's card decides."""
     attacks = {name: resolve_attack(workspace, name, card.norm, where) if settings else {} for name in card.attacks}

@@ -120,7 +120,7 @@ def _references(
     """What cites something, and its card's reference: the board, its attacks and their lanes, its defenses."""
     card, where = board.card, board.shown
     yield f"board {board.name}", card.reference
-    for attack in card.attacks:
+    for attack in (*card.attacks, *card.adaptive):
         for name in dict.fromkeys([attack, *(workspace.stand_in(attack, policy, where) for policy in policies)]):
             yield f"attack {name}", workspace.attack(name, where).card.reference
             for lane in workspace.lanes(name, card.norm, where):

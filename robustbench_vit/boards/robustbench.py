@@ -166,10 +166,17 @@ def model_info(record: Record, eps: float | None = None, about: Mapping[str, Any
         "clean_acc": _shown(judged.clean_accuracy),
         "reported": robust,
         "autoattack_acc": robust,
+        **_external(record, chosen),
         "footnote": _footnote(record, judged.n),
         "unreliable": any(found.reliability.evidence is Evidence.STRONG for found in judged.judgements),
         **(about or {}),
     }
+
+
+def _external(record: Record, eps: float) -> dict[str, str]:
+    """What adaptive attacks leave, where they break more than AutoAttack."""
+    floor, best = record.at(ATTACK, eps).robust, record.best_known(ATTACK, eps)
+    return {"external": _shown(float(best.mean()))} if best.sum() < floor.sum() else {}
 
 
 def _refusal(record: Record) -> str | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from robustbench_vit.boards.columns import RANK, Column, Kind, Measured, Value, columns
+from robustbench_vit.boards.columns import BEST_KNOWN, RANK, Column, Kind, Measured, Value, columns
 from robustbench_vit.boards.families import Family, families
 from robustbench_vit.boards.flat import field_names, field_values
-from robustbench_vit.boards.protocols import require_board, require_one_protocol
+from robustbench_vit.boards.protocols import require_board, require_evidence, require_one_protocol
 from robustbench_vit.boards.ranking import ranked
 from robustbench_vit.cards import BoardCard, Entry, Loaded, Workspace
 from robustbench_vit.errors import InputError, ProtocolMismatchError
@@ -32,6 +32,10 @@ class Row:
     reliability: Mapping[float, Reliability] = field(default_factory=dict)  # of the ranking attack, by eps
     policy: str | None = None
     rank: int | None = None  # None without a record, and where ranks mean nothing
+    adaptive: tuple[str, ...] = ()  # attacks that ran on this entry beside the board's
+    missing: tuple[str, ...] = ()  # adaptive attacks on the card that the record doesn't hold
+    only_adaptive: Mapping[float, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
+    """By eps the samples that fell to adaptive attacks alone, with those attacks."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ def build_table(board: Loaded[BoardCard], workspace: Workspace, records: Mapping
     held = {entry.name: records[entry.name] for entry in card.entries if entry.name in records}
     require_one_protocol(held, card.precision)
     require_board(board, workspace, held)
+    require_evidence(board, workspace, held)
     _require_entries(board, held)
     first = next(iter(held.values()), None)
     profile = first.protocol["profile"] if first else "full"
@@ -116,9 +121,16 @@ def build_table(board: Loaded[BoardCard], workspace: Workspace, records: Mapping
         profile=profile,
         half_width=first.protocol["until"]["half_width"] if first and profile == "until" else None,
         protocol_ids=ids,
-        custom=_custom(card, first),
-        families=families(card.entries, decisive) if profile == "full" else (),
+        custom=_custom(card, held),
+        families=families(card.entries, decisive, _best_known(card, held, decisive)) if profile == "full" else (),
     )
+
+
+def _best_known(card: BoardCard, held: Mapping[str, Record], finished: Iterable[str]) -> dict[str, float] | None:
+    """The share of best known robust samples by entry, at the first eps; None on boards that don't show it."""
+    if not any(name.partition(":")[0] == BEST_KNOWN for name in card.columns):
+        return None
+    return {name: float(held[name].best_known(card.attacks[-1], card.eps[0]).mean()) for name in finished}
 
 
 def _require_levels(board: Loaded[BoardCard]) -> None:
@@ -137,7 +149,8 @@ def _samples(first: Record | None) -> int | None:
 def _lanes(board: Loaded[BoardCard], workspace: Workspace) -> dict[str, list[str]]:
     """The names of the lanes of every attack."""
     card = board.card
-    return {attack: [lane.name for lane in workspace.lanes(attack, card.norm, board.shown)] for attack in card.attacks}
+    attacks = [*card.attacks, *card.adaptive]
+    return {attack: [lane.name for lane in workspace.lanes(attack, card.norm, board.shown)] for attack in attacks}
 
 
 def _protocol_ids(card: BoardCard, held: Mapping[str, Record]) -> dict[str, str]:
@@ -146,10 +159,12 @@ def _protocol_ids(card: BoardCard, held: Mapping[str, Record]) -> dict[str, str]
     return {precision: found[precision] for precision in card.precision if precision in found}
 
 
-def _custom(card: BoardCard, first: Record | None) -> dict[str, tuple[str, ...]]:
-    if first is None or first.protocol["profile"] == "smoke":
-        return {}
-    return {attack: tuple(found) for attack in card.attacks if (found := first.custom(attack))}
+def _custom(card: BoardCard, held: Mapping[str, Record]) -> dict[str, tuple[str, ...]]:
+    """The attacks that are not what their name claims, by the first record of each."""
+    ran = {attack: record for record in reversed([*held.values()]) for attack in record.attacks}
+    full = {attack: record for attack, record in ran.items() if record.protocol["profile"] != "smoke"}
+    known = [attack for attack in (*card.attacks, *card.adaptive) if attack in full]
+    return {attack: tuple(found) for attack in known if (found := full[attack].custom(attack))}
 
 
 def _row(entry: Entry, record: Record | None, finished: bool, ranks: Mapping[str, int], shown: Sequence[Column]) -> Row:
@@ -157,9 +172,21 @@ def _row(entry: Entry, record: Record | None, finished: bool, ranks: Mapping[str
         cells = tuple(column.of_entry(entry) if column.of_entry else None for column in shown)
         return Row(entry.name, cells, NO_RECORD if record is None else INCOMPLETE)
     measured = Measured(entry, record, ranks.get(entry.name))
-    judged = {judgement.eps: judgement.reliability for judgement in record.judgements}
-    cells = tuple(column.value(measured) for column in shown)
-    return Row(entry.name, cells, reliability=judged, policy=record.policy, rank=measured.rank)
+    return Row(
+        entry=entry.name,
+        cells=tuple(column.value(measured) for column in shown),
+        reliability={judgement.eps: judgement.reliability for judgement in record.judgements},
+        policy=record.policy,
+        rank=measured.rank,
+        adaptive=tuple(record.evidence),
+        missing=missing_evidence(entry, record),
+        only_adaptive={eps: record.only_adaptive(eps) for eps in record.protocol["eps"]} if record.evidence else {},
+    )
+
+
+def missing_evidence(entry: Entry, record: Record) -> tuple[str, ...]:
+    """The entry's adaptive attacks that its record doesn't hold."""
+    return tuple(attack for attack in entry.adaptive if attack not in record.evidence)
 
 
 def _order(decisive: Mapping[str, Record]) -> Callable[[Entry], tuple[bool, float, float, str]]:

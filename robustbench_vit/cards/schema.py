@@ -7,6 +7,7 @@ because that needs torch and reading cards does not.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, StrictStr, model_validator
@@ -152,6 +153,7 @@ class Entry(BaseModel):
     surrogate: StrictStr | None = None  # another entry, whose adversarial images are tried on this one
     family: StrictStr | None = None  # entries of a family are one recipe, trained with other seeds
     training_seed: StrictInt | None = None
+    adaptive: list[StrictStr] = Field(default_factory=list)  # attack cards that run on this entry beside the board's
 
 
 def _precisions(value: Any) -> Any:
@@ -160,6 +162,15 @@ def _precisions(value: Any) -> Any:
     if not words or any(word not in PRECISIONS for word in words) or len(set(words)) < len(words):
         raise ValueError(f"should be one of {', '.join(PRECISIONS)}, or a list of them, got {value!r}")
     return words
+
+
+def adaptive_fault(adaptive: Sequence[str], attacks: Sequence[str]) -> str | None:
+    """Why these attacks cannot run on one entry beside the board's; None when they can."""
+    if shared := [name for name in adaptive if name in attacks]:
+        return f"adaptive attack '{shared[0]}' is one of the board's attacks, which run on every entry; leave it out"
+    if twice := [name for name in adaptive if adaptive.count(name) > 1]:
+        return f"adaptive attack '{twice[0]}' stands twice; name each once"
+    return None
 
 
 class BoardCard(Card):
@@ -181,12 +192,24 @@ class BoardCard(Card):
     columns: Annotated[list[StrictStr], Field(min_length=1)]
     entries: list[Entry]
 
+    @property
+    def adaptive(self) -> list[str]:
+        """The attack cards that run on single entries, each once, in the order of the entries."""
+        return list(dict.fromkeys(attack for entry in self.entries for attack in entry.adaptive))
+
     @model_validator(mode="after")
     def _unique_entries(self) -> BoardCard:
         names = [entry.name for entry in self.entries]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"entries need different names; repeated: {', '.join(twice)}")
+        return self
+
+    @model_validator(mode="after")
+    def _adaptive_beside_the_attacks(self) -> BoardCard:
+        for entry in self.entries:
+            if fault := adaptive_fault(entry.adaptive, self.attacks):
+                raise ValueError(f"entry '{entry.name}': {fault}")
         return self
 
     @model_validator(mode="after")

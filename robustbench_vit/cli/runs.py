@@ -134,9 +134,12 @@ def _show(board: Loaded[BoardCard], workspace: Workspace, finished: BoardRun, op
 
 
 def _only(board: Loaded[BoardCard], finished: BoardRun) -> Loaded[BoardCard]:
-    """The board with the entries that ran."""
+    """The board with the entries that ran, and without columns of adaptive attacks that only others have."""
     entries = [entry for entry in board.card.entries if entry.name in finished.records]
-    return replace(board, card=board.card.model_copy(update={"entries": entries}))
+    card = board.card.model_copy(update={"entries": entries})
+    absent = {*board.card.adaptive} - {*card.adaptive}
+    columns = [name for name in card.columns if name.partition(":")[0] not in absent]
+    return replace(board, card=card.model_copy(update={"columns": columns}))
 
 
 def _publish(board: Loaded[BoardCard], workspace: Workspace, finished: BoardRun) -> None:

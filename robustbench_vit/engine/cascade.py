@@ -43,7 +43,7 @@ def build_stages(plan: Plan) -> list[Stage]:
     """The plan's attacks built from their cards; raises CardError and InputError before any work."""
     stages = [
         Stage(attack, tuple(Lane(lane, build_attack(lane.loaded, plan.norm)) for lane in attack.lanes))
-        for attack in plan.attacks
+        for attack in plan.all_attacks
     ]
     check_lane_kinds([lane for stage in stages for lane in stage.lanes])
     return stages

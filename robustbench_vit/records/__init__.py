@@ -2,8 +2,8 @@
 
 from robustbench_vit.records.outcome import Outcome, Status
 from robustbench_vit.records.outcomes import Outcomes
-from robustbench_vit.records.record import Finding, Judgement, Record, protocol_id
-from robustbench_vit.records.reliability import Evidence, Reason, Reliability
+from robustbench_vit.records.record import Finding, Record, protocol_id
+from robustbench_vit.records.reliability import Evidence, Judgement, Reason, Reliability
 
 __all__ = [
     "Evidence",

@@ -78,7 +78,10 @@ def _table(record: Record) -> str:
 
 def _row(record: Record, attack: str, eps: float, by_majority: bool) -> str:
     chosen = record.at(attack, eps)
-    cells = [_cell(attack), _cell(f"{record.protocol.get('norm', '')} {_radius(eps)}")]
+    cells = [
+        _cell(f"{attack} (adaptive)" if attack in record.evidence else attack),
+        _cell(f"{record.protocol.get('norm', '')} {_radius(eps)}"),
+    ]
     if not chosen.complete:
         return f"<tr>{''.join(cells)}{_cell('not finished')}</tr>"
     low, high = chosen.interval()
@@ -128,7 +131,7 @@ def _judged(record: Record, attack: str, eps: float) -> Reliability | None:
 
 
 def _lanes(record: Record, attack: str, eps: float) -> str:
-    if attack not in record.protocol.get("attacks", {}):
+    if attack not in record.attacks:
         return ""
     after = (f"{lane} {left:,}" for lane, left in record.survivors(attack, eps).items())
     return " → ".join(f"<span>{escape(text)}</span>" for text in after)
@@ -143,16 +146,28 @@ def _noted(record: Record) -> Iterator[str]:
     """What a reader must know before using a number."""
     if record.protocol.get("profile") == "smoke":
         yield "Smoke profile: shortened attacks; these numbers mean nothing."
-    for attack in record.protocol.get("attacks", {}):
+    for attack in record.attacks:
         if custom := record.custom(attack):
             yield f"{attack} here is custom, not the published protocol: {'; '.join(custom)}"
         if record.ran_as(attack) != attack:
             yield f"{record.ran_as(attack)} ran in the place of {attack}"
+    yield from _best_known(record)
     for judgement in record.judgements:
         found = judgement.reliability
         for reason in found.against:
             yield f"{reason.evidence} evidence of masked gradients, {reason.check}: {reason.message}"
     yield from (f"{finding.level}: {finding.message}" for finding in record.findings if finding.level != "pass")
+
+
+def _best_known(record: Record) -> Iterator[str]:
+    """The worst case with adaptive attacks, at every eps that finished."""
+    floor = next(reversed(record.protocol.get("attacks") or {"": None}))
+    held = {attack for attack, _ in record.budgets}
+    if not record.evidence or not record.complete or not {floor, *record.evidence} <= held:
+        return
+    for eps in dict.fromkeys(eps for _, eps in record.budgets):
+        best, more = _percent(float(record.best_known(floor, eps).mean())), " and ".join(record.evidence)
+        yield f"best known at {_radius(eps)}: {best} % robust under {floor} and, aimed at this model, {more}"
 
 
 def _foot(record: Record) -> list[str]:

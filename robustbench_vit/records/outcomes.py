@@ -173,3 +173,19 @@ def _column(name: str, values: list[Any]) -> Any:
         if not issubclass(found, _TYPES.get(name, (str,))) or found is bool:
             raise TypeError(f"'{name}' may be no {found.__name__}")
     return column
+
+
+def same_verdicts(a: Iterable[Outcome], b: Iterable[Outcome]) -> dict[str, list[str]]:
+    """Per attack, the samples whose verdict differs between two sets of outcomes (missing ones differ)."""
+
+    def by_key(outcomes: Outcomes) -> dict[tuple[str, float, str, str], str]:
+        held = (outcomes.attack, outcomes.eps, outcomes.criterion, outcomes.sample)
+        return dict(zip(zip(*(column.tolist() for column in held), strict=True), outcomes.verdicts, strict=True))
+
+    left, right = by_key(Outcomes.of(a)), by_key(Outcomes.of(b))
+    differing: dict[str, list[str]] = {}
+    for key in sorted(left.keys() | right.keys()):
+        if left.get(key) != right.get(key):
+            attack, _, _, sample = key
+            differing.setdefault(attack, []).append(sample)
+    return differing

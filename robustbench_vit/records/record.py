@@ -6,18 +6,18 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from robustbench_vit.errors import InputError
-from robustbench_vit.records import files
+from robustbench_vit.records import adaptive, files
 from robustbench_vit.records.outcome import Outcome, Status
 from robustbench_vit.records.outcomes import Outcomes
-from robustbench_vit.records.reliability import Reliability
+from robustbench_vit.records.reliability import Judgement, Reliability
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,15 +34,6 @@ class Finding:
     check: str
     level: str  # pass, warn or refuse
     message: str
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """How far the robust accuracy under one attack and eps can be trusted."""
-
-    attack: str
-    eps: float
-    reliability: Reliability
 
 
 def canonical(value: Any) -> str:
@@ -67,6 +58,7 @@ class Record:
     images: np.ndarray | None = None  # float32 (n, c, h, w): broken samples' adversarial images, else the clean ones
     policy: str = "A"  # A deterministic and differentiable, B answers at random, C no useful gradient
     judgements: tuple[Judgement, ...] = ()  # how far numbers can be trusted
+    evidence: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # settings of adaptive attacks, by name
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "outcomes", Outcomes.of(self.outcomes))
@@ -132,13 +124,18 @@ class Record:
         """The lanes that ran: those of the attack's card, or of its stand-in under the record's policy."""
         return [lane["name"] for lane in self._resolved(attack)["lanes"]]
 
+    @property
+    def attacks(self) -> dict[str, Mapping[str, Any]]:
+        """The settings of every attack that ran: those of the protocol, then the adaptive ones."""
+        return {**self.protocol.get("attacks", {}), **self.evidence}
+
     def _resolved(self, attack: str) -> Mapping[str, Any]:
-        resolved = self.protocol["attacks"][attack]
+        resolved = self.attacks[attack]
         return resolved.get("stand_ins", {}).get(self.policy, resolved)
 
     def custom(self, attack: str) -> list[str]:
         """The fields in which an attack differs from the published protocol whose name it bears."""
-        own, ran = self.protocol["attacks"][attack], self._resolved(attack)
+        own, ran = self.attacks[attack], self._resolved(attack)
         return list(dict.fromkeys([*own.get("custom", []), *ran.get("custom", [])]))
 
     @property
@@ -202,6 +199,21 @@ class Record:
             return ConfidenceSequence(1 - confidence, until["half_width"]).take_many(held.tolist()).interval
         return INTERVALS[method](int(held.sum()), len(held), confidence)
 
+    def best_known(self, attack: str | None = None, eps: float | None = None) -> np.ndarray:
+        """bool (n,): whether neither the attack nor any adaptive one at that eps broke the sample.
+
+        The attack is the protocol's last and eps its first unless they are named; samples are in the order of
+        `record.at(attack, eps).samples`. Equal to its `robust` where no adaptive attack ran.
+        """
+        return adaptive.best_known(self, attack, eps)
+
+    def only_adaptive(self, eps: float | None = None) -> dict[str, tuple[str, ...]]:
+        """Samples that none of the protocol's attacks broke and an adaptive one did, with those that did, by sample.
+
+        By them the protocol alone overstates the robustness. The eps is the first unless it is named.
+        """
+        return adaptive.only_adaptive(self, eps)
+
     @property
     def adversarials(self) -> Tensor:
         """(n, c, h, w) float32: the broken samples' adversarial images, the others' clean ones."""
@@ -241,6 +253,7 @@ class Record:
             "entry": dict(self.entry),
             "protocol_id": self.protocol_id,
             "protocol": dict(self.protocol),
+            **({"evidence": dict(self.evidence)} if self.evidence else {}),
             "policy": self.policy,
             "findings": [dataclasses.asdict(f) for f in self.findings],
             "reliability": [{"attack": j.attack, "eps": j.eps, **j.reliability.to_dict()} for j in self.judgements],
@@ -282,20 +295,5 @@ def _from_dict(raw: Mapping[str, Any]) -> Record:
         provenance=raw["provenance"],
         policy=raw["policy"],
         judgements=tuple(Judgement(j["attack"], j["eps"], Reliability.from_dict(j)) for j in raw["reliability"]),
+        evidence={name: {**settings, "lanes": settings["lanes"]} for name, settings in raw.get("evidence", {}).items()},
     )
-
-
-def same_verdicts(a: Iterable[Outcome], b: Iterable[Outcome]) -> dict[str, list[str]]:
-    """Per attack, the samples whose verdict differs between two sets of outcomes (missing ones differ)."""
-
-    def by_key(outcomes: Outcomes) -> dict[tuple[str, float, str, str], str]:
-        held = (outcomes.attack, outcomes.eps, outcomes.criterion, outcomes.sample)
-        return dict(zip(zip(*(column.tolist() for column in held), strict=True), outcomes.verdicts, strict=True))
-
-    left, right = by_key(Outcomes.of(a)), by_key(Outcomes.of(b))
-    differing: dict[str, list[str]] = {}
-    for key in sorted(left.keys() | right.keys()):
-        if left.get(key) != right.get(key):
-            attack, _, _, sample = key
-            differing.setdefault(attack, []).append(sample)
-    return differing

@@ -111,3 +111,12 @@ def combined(reasons: Iterable[Reason]) -> Evidence:
     if Evidence.STRONG in grades or grades.count(Evidence.WEAK) >= SEVERAL:
         return Evidence.STRONG
     return Evidence.WEAK if Evidence.WEAK in grades else Evidence.NONE
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How far the robust accuracy under one attack and eps can be trusted."""
+
+    attack: str
+    eps: float
+    reliability: Reliability

@@ -96,7 +96,8 @@ def run_board(
     run = BoardRun(run_folder(board, options), plan)
     jobs = [_job(board, workspace, options, search, *pair) for pair in zip(entries, prepared, strict=True)]
     with open_journal(run.folder) as journal:
-        check_space(run.folder, len(prepared) * data.x.nbytes * len(plan.eps))
+        kept = sum(1 + len(item.plan.evidence) for item in prepared)
+        check_space(run.folder, kept * data.x.nbytes * len(plan.eps))
         record = _Recorder(board, options, run, count_workers(options.workers, options.device, len(jobs)))
         session = Session(journal, run.folder, options.workers, bars, record)
         run.rows_computed = session.rows_computed

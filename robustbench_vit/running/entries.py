@@ -13,13 +13,14 @@ import torch
 from robustbench_vit.cards import BoardCard, Entry, Loaded, Workspace
 from robustbench_vit.data import Dataset, load_dataset
 from robustbench_vit.defenses.recipe import apply_architecture
+from robustbench_vit.engine.cascade import build_stages
 from robustbench_vit.engine.intake import Declared
 from robustbench_vit.errors import InputError, ModelError, RobustbenchError, UnknownNameError
 from robustbench_vit.evaluation import algorithm_versions, examine, examine_surrogate, planned, run_key
 from robustbench_vit.models.build import build_model
 from robustbench_vit.models.normalise import normalised
 from robustbench_vit.models.weights import load_weights
-from robustbench_vit.plan import SMOKE_SAMPLES, Plan, make_plan
+from robustbench_vit.plan import SMOKE_SAMPLES, Plan, make_plan, with_evidence
 from robustbench_vit.records import Finding
 from robustbench_vit.subject import Subject, make_subject
 
@@ -106,6 +107,7 @@ def chosen(board: Loaded[BoardCard], names: Sequence[str]) -> list[Entry]:
 def prepare(board: Loaded[BoardCard], entry: Entry, workspace: Workspace, plan: Plan, data: Dataset) -> Prepared:
     """The entry, built and looked at; errors name the board and the entry."""
     try:
+        plan = entry_plan(entry, workspace, plan)
         subject = entry_subject(board, entry, workspace)
         cpu = torch.device("cpu")
         seen = examine(subject, data, cpu)
@@ -118,6 +120,16 @@ def prepare(board: Loaded[BoardCard], entry: Entry, workspace: Workspace, plan: 
         named.exit_code = error.exit_code
         raise named from error
     return Prepared(entry.name, subject, plan, data, seen.findings)
+
+
+def entry_plan(entry: Entry, workspace: Workspace, plan: Plan) -> Plan:
+    """The board's plan with the entry's adaptive attacks; raises UnknownNameError, CardError and InputError."""
+    if not entry.adaptive:
+        return plan
+    versions = algorithm_versions(workspace, entry.adaptive, plan.norm)
+    plan = with_evidence(plan, workspace, entry.adaptive, versions)
+    build_stages(plan)  # so that a bad setting is found before any work
+    return plan
 
 
 def surrogate_model(board: Loaded[BoardCard], entry: Entry, workspace: Workspace) -> Any | None:

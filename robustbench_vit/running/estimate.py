@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from robustbench_vit.engine.search import Search
 from robustbench_vit.engine.width import bytes_per_image
 from robustbench_vit.plan import Plan
 from robustbench_vit.running.board import RunOptions, run_folder
-from robustbench_vit.running.entries import board_plan, chosen, prepare
+from robustbench_vit.running.entries import Prepared, board_plan, chosen, prepare
 from robustbench_vit.subject import find_device, placed
 
 WARM_UP, TIMED = 1, 3
@@ -41,10 +41,14 @@ def estimate_board(board: Loaded[BoardCard], workspace: Workspace, options: RunO
         yield f"searched {search.shown}; successes are rechecked in IEEE float32"
     for stage in stages:
         yield from _lanes(stage, data.num_classes)
+    for stage, names in _adaptive(checked):
+        yield from _lanes(stage, data.num_classes, f", adaptive, on {', '.join(names)}")
     cost = _total(stages, data.num_classes, plan)
-    yield f"a robust sample costs at most {cost.forwards:,} forward and {cost.backwards:,} backward passes"
+    yield f"a robust sample costs at most {_passes(cost)}"
     yield ""
     for entry, prepared in zip(entries, checked, strict=True):
+        more = build_stages(prepared.plan)[len(stages) :]
+        cost = _total([*stages, *more], data.num_classes, plan)
         image, model = torch.from_numpy(data.x[0]), prepared.subject.model
         with placed(model, device), frozen(model):
             bench = make_bench(model, image, device, options.width, prepared.plan, search)
@@ -54,14 +58,28 @@ def estimate_board(board: Loaded[BoardCard], workspace: Workspace, options: RunO
                 forward, backward = _measure(opened.searched, x)
         seconds = len(data) * (cost.forwards * forward + cost.backwards * backward) / len(x)
         parameters = prepared.subject.entry["parameters"]
+        adaptive = f", with its adaptive attacks {_passes(cost)}" if more else ""
         yield (
             f"{entry.name}: {entry.model} + {entry.defense}, {parameters:,} parameters, width {bench.width.rows},"
-            f" {memory / 2**20:,.0f} MiB of activations, at most {_duration(seconds)} on {device}, one thread"
+            f" {memory / 2**20:,.0f} MiB of activations, at most {_duration(seconds)} on {device}, one thread{adaptive}"
         )
 
 
-def _lanes(stage: Stage, classes: int) -> Iterator[str]:
-    yield f"{stage.plan.name}:"
+def _adaptive(checked: Sequence[Prepared]) -> list[tuple[Stage, list[str]]]:
+    """Every adaptive attack, as it runs on the first of its entries, with the names of them all."""
+    found: dict[str, tuple[Stage, list[str]]] = {}
+    for prepared in checked:
+        for stage in build_stages(prepared.plan)[len(prepared.plan.attacks) :]:
+            found.setdefault(stage.plan.name, (stage, []))[1].append(prepared.name)
+    return list(found.values())
+
+
+def _passes(cost: Cost) -> str:
+    return f"{cost.forwards:,} forward and {cost.backwards:,} backward passes"
+
+
+def _lanes(stage: Stage, classes: int, about: str = "") -> Iterator[str]:
+    yield f"{stage.plan.name}{about}:"
     for lane in stage.lanes:
         cost = lane.attack.cost(classes)
         turns = lane.spec(classes).turns

@@ -83,7 +83,8 @@ def recheck(record: Record, model: Any, data: Dataset, device: torch.device) -> 
     """What becomes of a record's claims when `model` is asked again about `data` and the stored images.
 
     Every sample counted as broken must hold by the engine's rule (see `Verifier`); every other's clean answer must be
-    what the record says. Raises InputError for records without images or with unfinished outcomes, and for other data.
+    what the record says. Images that adaptive attacks found are not kept, so their outcomes are not rechecked. Raises
+    InputError for records without images or with unfinished outcomes, and for other data.
     """
     attack, eps, outcomes = _kept(record)
     check_data(record, data)

@@ -135,8 +135,8 @@ def evaluate_in_order(rule: R, order: Sequence[str], work: Evaluation, send: Wat
 
 
 def ranking(plan: Plan) -> Plan:
-    """The plan with the attack and the eps only that rank a board's entries: the last, and the first."""
-    return dataclasses.replace(plan, attacks=plan.attacks[-1:], eps=plan.eps[:1])
+    """The plan with the attack and the eps only that rank a board's entries: the protocol's last, and the first."""
+    return dataclasses.replace(plan, attacks=plan.attacks[-1:], eps=plan.eps[:1], evidence=())
 
 
 def narrowed(plan: Plan, data: Dataset, positions: Sequence[int]) -> tuple[Plan, Dataset]:

@@ -88,8 +88,10 @@ def test_every_column_that_may_be_named_works(make_board: Make, make_record: Mak
     made = make_board((old, quoted))
     row = cells(build_table(made.board, made.workspace, {"weak": make_record(made, "weak")}), "weak")
     of_random_models = {f"{a}:majority{i}" for a in ("pgd-40", "autoattack") for i in ("", ":interval")}
-    assert {key for key, value in row.items() if value is None} == {*of_random_models, "family", "training_seed"}
+    of_others = {"family", "training_seed", "only_adaptive"}
+    assert {key for key, value in row.items() if value is None} == {*of_random_models, *of_others}
     assert (row["n"], row["rank"]) == (10, 1)
+    assert row["best_known:interval"] == row["autoattack:interval"]
     assert row["clean:interval"] == Estimate(0.9, *wilson(9, 10, 0.95))
     assert row["pgd-40:seconds"] == 1.25
     assert row["autoattack:backwards"] == 4.5

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from robustbench_vit.errors import InputError, StorageError
 from robustbench_vit.records import Outcome, Record, Status
-from robustbench_vit.records.record import protocol_id, same_verdicts
+from robustbench_vit.records.outcomes import same_verdicts
+from robustbench_vit.records.record import protocol_id
 from robustbench_vit.statistics import wilson
 from robustbench_vit.storage import write_atomic
 

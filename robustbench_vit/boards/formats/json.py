@@ -40,7 +40,18 @@ def _row(row: Row, columns: Sequence[Column]) -> dict[str, Any]:
     cells = {column.key: _value(value) for value, column in zip(row.cells, columns, strict=True)}
     reliability = [{"eps": eps, **found.to_dict(timed=False)} for eps, found in row.reliability.items()]
     head = {"entry": row.entry, "note": row.note, "policy": row.policy, "rank": row.rank}
-    return {**head, **cells, "verdict": reliability}
+    return {**head, **cells, "verdict": reliability, **_evidence(row)}
+
+
+def _evidence(row: Row) -> dict[str, Any]:
+    """The adaptive attacks of a row, and what fell to them alone; nothing for rows without."""
+    if not row.adaptive:
+        return {}
+    alone = [
+        {"eps": eps, "samples": {name: list(by) for name, by in found.items()}}
+        for eps, found in row.only_adaptive.items()
+    ]
+    return {"adaptive": list(row.adaptive), "only_to_adaptive": alone}
 
 
 def _value(value: Value) -> Any:
@@ -60,4 +71,5 @@ def _family(family: Family) -> dict[str, Any]:
         "deviation": rounded(family.deviation),
         "low": rounded(family.low),
         "high": rounded(family.high),
+        **({} if family.best_known is None else {"best_known": rounded(family.best_known)}),
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from robustbench_vit.boards.columns import RANK, Column, Estimate, Kind, Value
+from robustbench_vit.boards.columns import BEST_KNOWN, ONLY_ADAPTIVE, RANK, Column, Estimate, Kind, Value
 from robustbench_vit.boards.families import Family
 from robustbench_vit.boards.table import Row, Table
 from robustbench_vit.cards import BoardCard
@@ -119,7 +119,43 @@ def notes(table: Table) -> list[str]:
                 said = "; ".join(reason.message for reason in found.against)
                 at = f" at eps {show_number(eps)}" if len(row.reliability) > 1 else ""
                 lines.append(f"{row.entry}: {found.evidence} evidence of masked gradients{at}: {said}")
-    return lines
+    return lines + _adaptive_notes(table)
+
+
+def _adaptive_notes(table: Table) -> list[str]:
+    """What best known means, and on which rows adaptive attacks ran."""
+    shown = any(column.key.startswith((BEST_KNOWN, ONLY_ADAPTIVE)) for column in table.columns)
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for row in table.rows:
+        if row.adaptive:
+            groups.setdefault(row.adaptive, []).append(row.entry)
+    said = [
+        f"adaptive attacks on {listed(entries)}: {listed([f'`{attack}`' for attack in attacks])}."
+        for attacks, entries in groups.items()
+    ]
+    if shown:
+        said.insert(0, _best_known_means(table))
+    return said + [
+        f"{row.entry}: {listed([f'`{attack}`' for attack in row.missing])} on its card never ran, so best known may be"
+        " too high; run the board again."
+        for row in table.rows
+        if row.missing
+    ]
+
+
+def _best_known_means(table: Table) -> str:
+    floor = table.card.attacks[-1]
+    only = any(column.key.startswith(ONLY_ADAPTIVE) for column in table.columns)
+    counted = " Only adaptive: samples that no attack of the board broke, and an adaptive one did." if only else ""
+    return (
+        f"best known: what {floor} and the adaptive attacks on a row leave together, so {floor}'s own number where"
+        f" there are none; {floor} alone ranks.{counted}"
+    )
+
+
+def listed(parts: Sequence[str]) -> str:
+    """'a', 'a and b', 'a, b and c'."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def grid(table: Table) -> Grid:
@@ -182,7 +218,13 @@ def families_grid(table: Table) -> Grid:
     name = f"custom ({attack})" if attack in table.custom else attack
     header = ["family", "trainings", "training seeds", "clean %", f"{name} %", "deviation", "min–max"]
     rows = [_family_cells(family) for family in table.families]
-    return Grid(header, rows, [False, True, False, True, True, True, True])
+    best = [[] if family.best_known is None else [_percent(family.best_known)] for family in table.families]
+    if any(best):
+        header.append("best known %")
+    return Grid(header, [row + more for row, more in zip(rows, best, strict=True)], _FAMILY_SIDES[: len(header)])
+
+
+_FAMILY_SIDES = [False, True, False, True, True, True, True, True]
 
 
 def _family_cells(family: Family) -> list[str]:
