@@ -31,6 +31,7 @@ from robustbench_vit.engine.intake import Declared, Intake, check_samples, intak
 from robustbench_vit.engine.search import Search
 from robustbench_vit.engine.stock import Progress
 from robustbench_vit.errors import InputError, ModelError, UnknownNameError
+from robustbench_vit.models.inside import inside_of
 from robustbench_vit.plan import POLICIES, Plan, make_plan
 from robustbench_vit.recording import judged_attacks, judgement_key, make_record, outcomes_of
 from robustbench_vit.records import Outcome, Record
@@ -87,7 +88,7 @@ def examine_surrogate(surrogate: Any, data: Dataset, device: torch.device) -> st
 
 
 def planned(plan: Plan, seen: Intake, subject: Subject, surrogate: str | None = None) -> Plan:
-    """The plan for a model that intake let pass; raises InputError when an attack needs a gradient it hasn't."""
+    """The plan for a model that intake let pass; raises InputError when an attack needs what the model hasn't."""
     plan = plan.under(seen.policy, random=subject.declared.randomness is not None)
     if seen.policy == "C":
         for stage in build_stages(plan):
@@ -97,7 +98,23 @@ def planned(plan: Plan, seen: Intake, subject: Subject, surrogate: str | None = 
                     f"the model has no useful gradient (policy C), and attack '{stage.plan.name}' needs one"
                     f" ({', '.join(needing)}); use 'black-box', or a cascade with stand_ins: {{C: black-box}}"
                 )
+    _require_inside(plan, subject)
     return plan if surrogate is None else dataclasses.replace(plan, surrogate=surrogate)
+
+
+def _require_inside(plan: Plan, subject: Subject) -> None:
+    """Raises InputError when an attack asks the model's internals, or for a surrogate made of it, and it has none."""
+    inside = inside_of(subject.model)
+    known = {} if inside is None else inside.surrogates
+    for stage in build_stages(plan):
+        for lane in stage.lanes:
+            lacking = [name for name in lane.surrogates if name not in known]
+            if lacking or (lane.access >= Access.INTERNALS and inside is None):
+                what = f"the surrogate '{lacking[0]}'" if lacking else "to see which tokens are kept"
+                raise InputError(
+                    f"attack '{lane.plan.name}' needs {what}, which only a model that drops tokens offers"
+                    " (EViT, with a keep rate below 1)"
+                )
 
 
 def run_plan(
@@ -117,7 +134,7 @@ def run_plan(
     x = torch.from_numpy(data.x).to(bench.device)
     y = torch.from_numpy(data.y).to(bench.device)
     with placed(subject.model, bench.device):
-        cascade = Cascade(plan, bench, x, y, known)
+        cascade = Cascade(plan, dataclasses.replace(bench, inside=inside_of(subject.model)), x, y, known)
         with closing(cascade.run()) as batches:  # an error in `watch` must not leave the model frozen
             for batch in batches:
                 watch(batch, cascade.progress)

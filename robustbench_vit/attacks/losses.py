@@ -49,6 +49,12 @@ def dlr_targeted(z: Tensor, y: Tensor, target: Tensor) -> Tensor:
     return margin_targeted(z, y, target) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + TINY)
 
 
+def kl_divergence(z: Tensor, clean: Tensor) -> Tensor:
+    """(row,) KL(softmax(clean) ‖ softmax(z)): how far the answer has moved from another one, both as logits."""
+    log_clean = clean.log_softmax(1)
+    return (log_clean.exp() * (log_clean - z.log_softmax(1))).sum(1)
+
+
 def logit(z: Tensor, index: Tensor) -> Tensor:
     """(row,) the logit at each row's class."""
     return z.gather(1, index.unsqueeze(1)).squeeze(1)

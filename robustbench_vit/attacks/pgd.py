@@ -14,7 +14,17 @@ from robustbench_vit.attacks.losses import LOSSES
 from robustbench_vit.attacks.noise import Noise
 from robustbench_vit.attacks.norms import NORMS
 from robustbench_vit.attacks.registry import NormName, algorithms, settings
-from robustbench_vit.attacks.rows import Access, Candidates, Cost, Oracles, Start, pick, probe, spread
+from robustbench_vit.attacks.rows import (
+    Access,
+    Candidates,
+    Cost,
+    Objective,
+    Oracles,
+    Start,
+    pick,
+    probe,
+    spread,
+)
 from robustbench_vit.cards import Number
 
 START = 0  # noise stream
@@ -33,10 +43,21 @@ class PGDState:
     found: Tensor  # bool (row,)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a step learns about the points `x` of its rows."""
+
+    wrong: Tensor  # bool (row,): misclassified
+    grad: Tensor  # (row, c, h, w) the way to go; 0 where the point is the last
+
+
 @algorithms.register("pgd")
 @settings
 class PGD:
-    """Untargeted steps along the steepest direction, each projected on the ball and the box."""
+    """Untargeted steps along the steepest direction, each projected on the ball and the box.
+
+    Attacks that go another way for some of the steps override `ask`.
+    """
 
     lane: ClassVar[Literal["rows"]] = "rows"
     access: ClassVar[Access] = Access.GRADIENT
@@ -78,22 +99,26 @@ class PGD:
 
     def step(self, state: PGDState, oracles: Oracles, noise: Noise) -> PGDState:
         """Asks about `x` and moves on; after the last step the point reached is asked about once more."""
-        loss, ball = LOSSES[self.loss], NORMS[self.norm]
-        answer = probe(
-            oracles.target,
-            state.x,
-            lambda z, at: loss(z, state.y[at], state.y[at]),
-            want_gradient=state.steps_taken < self.steps,
-        )
-        wrong = answer.logits.argmax(1) != state.y
-        x = state.x + spread(self.step_size * state.eps, state.x) * ball.steepest_from(state.x, answer.grad)
+        ball, asked = NORMS[self.norm], self.ask(state, oracles)
+        x = state.x + spread(self.step_size * state.eps, state.x) * ball.steepest_from(state.x, asked.grad)
         return dataclasses.replace(
             state,
             x=ball.project(x, state.x0, state.eps),
             steps_taken=state.steps_taken + 1,
-            adversarial=pick(wrong, state.x, state.adversarial),
-            found=state.found | wrong,
+            adversarial=pick(asked.wrong, state.x, state.adversarial),
+            found=state.found | asked.wrong,
         )
+
+    def ask(self, state: PGDState, oracles: Oracles) -> Asked:
+        """What the model says about `x`, and where its loss grows; at a row's last point a forward pass is enough."""
+        want_gradient = state.steps_taken < self.steps
+        answer = probe(oracles.target, state.x, self.objective(state.y), want_gradient)
+        return Asked(answer.logits.argmax(1) != state.y, answer.grad)
+
+    def objective(self, y: Tensor) -> Objective:
+        """The loss of rows with the classes `y` (row,)."""
+        loss = LOSSES[self.loss]
+        return lambda z, at: loss(z, y[at], y[at])
 
     def finished(self, state: PGDState) -> Tensor:
         return state.steps_taken > self.steps

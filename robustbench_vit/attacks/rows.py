@@ -7,7 +7,7 @@ tensors whose dimension 0 is the row, so that rows can join and leave a running 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
@@ -70,6 +70,35 @@ class Gradient:
     grad: Tensor  # (m, c, h, w) its gradient at the images
 
 
+class AttendedBlock(Protocol):
+    """What a block that drops tokens saw of m images; token i is the i-th one after the class token (and its like)."""
+
+    @property
+    def a(self) -> Tensor:
+        """(m, tokens): the class token's attention to each token, differentiable."""
+        ...
+
+    @property
+    def patches(self) -> Tensor:
+        """int64 (m, tokens): each token's patch in row-major order, negative for a token made of several."""
+        ...
+
+    @property
+    def kept_patches(self) -> Tensor:
+        """int64 (m, kept): the patches that stayed, likewise."""
+        ...
+
+    def first(self, n: int) -> AttendedBlock:
+        """The same of the first n images."""
+        ...
+
+
+class AttendedObjective(Protocol):
+    """Like `Objective`, of what each block saw too."""
+
+    def __call__(self, logits: Tensor, seen: list[AttendedBlock], at: Tensor, /) -> Tensor: ...
+
+
 class TargetOracle(Protocol):
     """The model as an attack may see it; methods beyond the declared access do not exist.
 
@@ -92,6 +121,12 @@ class TargetOracle(Protocol):
     def scores(self, x: Tensor, rows: Tensor | None = None) -> Tensor: ...
 
     def gradient(self, x: Tensor, objective: Objective, rows: Tensor | None = None, draws: int = 1) -> Gradient: ...
+
+    def attended(
+        self, x: Tensor, read: Callable[[list[AttendedBlock]], Tensor], rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def gradient_attended(self, x: Tensor, objective: AttendedObjective, rows: Tensor | None = None) -> Gradient: ...
 
 
 @dataclass(frozen=True)
@@ -204,6 +239,11 @@ def pick(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
         if chosen in (0, len(mask)):
             return yes if chosen else no
     return torch.where(spread(mask, no), yes, no)
+
+
+def positions(mask: Tensor) -> Tensor:
+    """int64: where `mask` (row,) is true."""
+    return mask.nonzero().flatten()
 
 
 def probe(oracle: TargetOracle, x: Tensor, objective: Objective, want_gradient: Tensor) -> Gradient:

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from robustbench_vit.engine.oracle import Oracle
+from robustbench_vit.attacks.rows import Access
+from robustbench_vit.engine.oracle import Oracle, Recorder
 from robustbench_vit.engine.search import Ask, Search, asked
 from robustbench_vit.engine.waiting import PoolSettings
 from robustbench_vit.engine.width import Width, automatic_width
-from robustbench_vit.errors import InputError
+from robustbench_vit.errors import AttackError, InputError
 from robustbench_vit.plan import Plan
 
 CPU_BATCH = 64
 """Below such a physical batch a CPU's passes through small models get slower per row."""
+
+
+class Inside(Protocol):
+    """What a model offers to attacks that know how it is built."""
+
+    @property
+    def recorder(self) -> Recorder | None:
+        """Shows what the model attends to."""
+        ...
+
+    @property
+    def surrogates(self) -> Mapping[str, Callable[[], Any]]:
+        """Models made from its own weights, by name; each a function that builds one."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -32,6 +47,7 @@ class Bench:
     draws: int = 1  # of a model that answers at random, when a candidate is rechecked
     search: Search = Search()
     ask: Ask | None = None  # how attacks ask the model, while `opened`; the model itself otherwise
+    inside: Inside | None = None
 
     @property
     def pool(self) -> PoolSettings:
@@ -39,10 +55,27 @@ class Bench:
         rows = self.width.rows
         return PoolSettings(rows, min(rows, CPU_BATCH) if self.device.type == "cpu" else rows)
 
-    def oracle(self) -> Oracle:
-        """The model as attacks ask it, counting from zero."""
-        few = self.search.few_shapes
-        return Oracle(self.searched, self.device, self.width.gradients, self.width.forwards, few_shapes=few)
+    def oracle(self, access: Access) -> Oracle:
+        """The model as attacks of this access ask it, counting from zero.
+
+        Internals are seen in the model itself only: not compiled, in float32, whatever the search does otherwise.
+        """
+        inside = access >= Access.INTERNALS
+        return Oracle(
+            self.model if inside else self.searched,
+            self.device,
+            self.width.gradients,
+            self.width.forwards,
+            few_shapes=self.search.few_shapes,
+            recorder=self.inside.recorder if inside and self.inside is not None else None,
+        )
+
+    def surrogate(self, name: str) -> Any:
+        """A model made from this one's weights; raises AttackError when it has none of the name."""
+        known = {} if self.inside is None else self.inside.surrogates
+        if name not in known:
+            raise AttackError(f"this model has no surrogate '{name}'; it has: {', '.join(known) or 'none'}")
+        return known[name]()
 
     @contextmanager
     def opened(self) -> Iterator[Bench]:

@@ -37,6 +37,11 @@ class Lane:
         """What it sees of the model; a foreign whole-batch attack is given all of it."""
         return getattr(self.attack, "access", Access.GRADIENT)
 
+    @property
+    def surrogates(self) -> tuple[str, ...]:
+        """The models made from the target's weights that it asks too."""
+        return getattr(self.attack, "surrogates", ())
+
     def spec(self, num_classes: int) -> LaneSpec:
         """What outcomes need to know of it."""
         turns = turns_of(self.attack, num_classes) if self.attack.lane == "rows" else 1
@@ -70,7 +75,8 @@ def run_lane(
 def _rows(
     lane: Lane, samples: Samples, eps: float, bench: Bench, known: Mapping[RowKey, RowResult]
 ) -> Iterator[Retired]:
-    oracle = bench.oracle()
+    oracle = bench.oracle(lane.access)
+    surrogates = {name: oracle.beside(bench.surrogate(name)).view(Access.GRADIENT) for name in lane.surrogates}
     pool = Pool(
         lane.attack,
         lane.plan.loaded.card.algorithm,
@@ -82,6 +88,7 @@ def _rows(
         Verifier(bench.model, NORMS[lane.plan.norm], bench.draws),
         bench.pool,
         _known_turns(lane, samples, eps, known),
+        surrogates,
     )
     wasted = work = 0
     for rows in pool.run():

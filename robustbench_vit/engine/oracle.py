@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from robustbench_vit.attacks.rows import Access, Gradient, Objective
+from robustbench_vit.attacks.rows import Access, AttendedBlock, AttendedObjective, Gradient, Objective
+from robustbench_vit.engine.ledger import Ledger, Passes
+from robustbench_vit.engine.views import VIEWS
+from robustbench_vit.errors import AttackError
 
 A = TypeVar("A")
+
+Recorder = Callable[[], AbstractContextManager[list[AttendedBlock]]]
+"""A list that fills with what the model's blocks attend to, while the context is open."""
 
 SMALLEST = 8
 """No physical batch is smaller: below that, matrix products take other paths and round differently."""
@@ -75,13 +80,8 @@ def frozen(model: Any) -> Iterator[None]:
             p.requires_grad_(flag)
 
 
-@dataclass
-class Passes:
-    """Model passes per row since counting began, and those spent on padding."""
-
-    forwards: Tensor  # int64 (row,)
-    backwards: Tensor  # int64 (row,)
-    padding: int = 0
+_Value = Callable[[Tensor, int, Tensor], tuple[Tensor, Tensor]]
+"""From images, padded, to the logits and the objective of the first so many, which are numbered by the tensor."""
 
 
 class Oracle:
@@ -94,24 +94,43 @@ class Oracle:
         largest: int = 256,
         largest_forward: int | None = None,
         few_shapes: bool = False,
+        recorder: Recorder | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
-        """`largest` is the physical batch of gradients; without one more images fit, `largest_forward` of them."""
+        """`largest` is the physical batch of gradients; without one more images fit, `largest_forward` of them.
+
+        A `recorder` shows what the model attends to. Passes are counted in `ledger`, by default one of its own.
+        """
         self._model = model
         self.device = torch.device(device)
         self._gradients = ladder(self.device, largest, few_shapes)
         self._forwards = ladder(self.device, largest_forward or largest, few_shapes)
-        self.work = 0  # forward equivalents asked for so far, a backward counting two; for progress bars
-        self.passes = Passes(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+        self._recorder = recorder
+        self._ledger = ledger or Ledger(self.device)
+
+    def beside(self, model: Any) -> Oracle:
+        """Another model (a surrogate) on the same device, asked in the same batches; its passes count here."""
+        other = Oracle(model, self.device, ledger=self._ledger)
+        other._gradients, other._forwards = self._gradients, self._forwards
+        return other
+
+    @property
+    def work(self) -> int:
+        """Forward equivalents asked for so far."""
+        return self._ledger.work
+
+    @property
+    def passes(self) -> Passes:
+        """Passes since `count`."""
+        return self._ledger.passes
 
     def count(self, rows: int) -> None:
         """Starts counting for a batch of `rows`."""
-        zeros = torch.zeros(rows, dtype=torch.int64, device=self.device)
-        self.passes = Passes(zeros, zeros.clone())
+        self._ledger.count(rows)
 
     def discard(self, rows: Tensor) -> None:
         """Counts an answer to each of these rows (int64) as padding: it stood where padding would have been."""
-        self.passes.forwards.index_add_(0, rows, -torch.ones_like(rows))
-        self.passes.padding += len(rows)
+        self._ledger.discard(rows)
 
     def computed(self, rows: int) -> int:
         """How many images the model sees when it is asked about so many rows, padding included."""
@@ -126,15 +145,13 @@ class Oracle:
 
     def view(self, access: Access) -> Any:
         """What an attack that declares `access` is given: methods beyond it don't exist."""
-        views = {Access.DECISIONS: Decisions, Access.SCORES: Scores}
-        return views.get(access, Gradients)(self)
+        return VIEWS[access](self)
 
     def logits(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """(m, classes) without a gradient; one forward pass counted for each row."""
         with torch.no_grad():
             outputs = self._in_pieces(len(x), self._forwards, lambda at, physical: self._logits(x[at], physical))
-        self._add(self.passes.forwards, rows, len(x))
-        self.work += len(x)
+        self._ledger.forward(rows, len(x))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _logits(self, x: Tensor, physical: int) -> Tensor:
@@ -176,11 +193,53 @@ class Oracle:
         return answer if draws == 1 else Gradient(answer.logits, answer.value, total / draws)
 
     def _one_draw(self, x: Tensor, objective: Objective, rows: Tensor | None) -> Gradient:
-        ask = partial(self._gradient, x, objective)
-        answers = self._in_pieces(len(x), self._gradients, ask)
-        self._add(self.passes.forwards, rows, len(x))
-        self._add(self.passes.backwards, rows, len(x))
-        self.work += 3 * len(x)
+        def value(images: Tensor, size: int, which: Tensor) -> tuple[Tensor, Tensor]:
+            logits = unwrap(self._model(images))[:size]
+            return logits, objective(logits, which)
+
+        return self._differentiated(x, value, rows)
+
+    def attended(
+        self, x: Tensor, read: Callable[[list[AttendedBlock]], Tensor], rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The logits (m, classes), and what `read` makes (m, …) of what the model attended to; one forward pass each.
+
+        `read` may be asked about a part of the images at a time. Raises AttackError where nothing was recorded.
+        """
+
+        def ask(at: slice, physical: int) -> tuple[Tensor, Tensor]:
+            logits, seen = self._recorded(_padded(x[at], physical), at.stop - at.start)
+            self.passes.padding += physical - len(logits)
+            return logits, read(seen)
+
+        with torch.no_grad():
+            answers = self._in_pieces(len(x), self._forwards, ask)
+        self._ledger.forward(rows, len(x))
+        return torch.cat([logits for logits, _ in answers]), torch.cat([found for _, found in answers])
+
+    def gradient_attended(self, x: Tensor, objective: AttendedObjective, rows: Tensor | None = None) -> Gradient:
+        """Like `gradient`, with an objective on what the model attended to as well; AttackError where it is nothing."""
+
+        def value(images: Tensor, size: int, which: Tensor) -> tuple[Tensor, Tensor]:
+            logits, seen = self._recorded(images, size)
+            return logits, objective(logits, seen, which)
+
+        return self._differentiated(x, value, rows)
+
+    def _recorded(self, images: Tensor, size: int) -> tuple[Tensor, list[AttendedBlock]]:
+        """The first `size` images' logits, and what each block saw of them."""
+        if self._recorder is None:
+            raise AttackError("this attack needs a model whose blocks show what they attend to")
+        with self._recorder() as seen:
+            logits = unwrap(self._model(images))[:size]
+        if not seen:  # an attack on attention that never sees any would be another attack without a word
+            raise AttackError("the model's dropping blocks were not part of its forward pass")
+        return logits, [block.first(size) for block in seen]
+
+    def _differentiated(self, x: Tensor, value: _Value, rows: Tensor | None) -> Gradient:
+        answers = self._in_pieces(len(x), self._gradients, partial(self._gradient, x, value))
+        self._ledger.forward(rows, len(x))
+        self._ledger.backward(rows, len(x))
         if len(answers) == 1:
             return answers[0]
         return Gradient(
@@ -189,71 +248,17 @@ class Oracle:
             torch.cat([a.grad for a in answers]),
         )
 
-    def _gradient(self, x: Tensor, objective: Objective, at: slice, physical: int) -> Gradient:
+    def _gradient(self, x: Tensor, ask: _Value, at: slice, physical: int) -> Gradient:
         size, which = at.stop - at.start, torch.arange(at.start, at.stop, device=x.device)
         x = _padded(x[at].detach(), physical).requires_grad_()
         with torch.enable_grad():
-            logits = unwrap(self._model(x))[:size]
-            value = objective(logits, which)
+            logits, value = ask(x, size, which)
             (grad,) = torch.autograd.grad(value.sum(), x)
         self.passes.padding += 2 * (physical - size)
         return Gradient(logits.detach(), value.detach(), grad[:size])
-
-    def _add(self, passes: Tensor, rows: Tensor | None, n: int) -> None:
-        if rows is None:
-            passes[:n] += 1
-        else:
-            passes.index_add_(0, rows, torch.ones_like(rows))  # a row may ask several times at once
 
 
 def _padded(x: Tensor, physical: int) -> Tensor:
     """`x` with its last row repeated up to `physical` rows."""
     missing = physical - len(x)
     return x if missing == 0 else torch.cat([x, x[-1:].expand(missing, *x.shape[1:])])
-
-
-class Decisions:
-    """The view of an attack that sees only decisions."""
-
-    def __init__(self, oracle: Oracle) -> None:
-        self.__oracle = oracle
-
-    def whole(self, n: int) -> int:
-        """How many of n images fill physical batches."""
-        return self.__oracle.whole(n)
-
-    def computed(self, n: int) -> int:
-        """How many images the model sees when it is asked about n, padding included."""
-        return self.__oracle.computed(n)
-
-    def decisions(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        """int64 (m,): the class of each image."""
-        return self.__oracle.logits(x, rows).argmax(1)
-
-
-class Scores(Decisions):
-    """The view of an attack that sees logits."""
-
-    def __init__(self, oracle: Oracle) -> None:
-        super().__init__(oracle)
-        self.__oracle = oracle
-
-    def scores(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        """(m, classes): the logits of each image."""
-        return self.__oracle.logits(x, rows)
-
-    def discard(self, rows: Tensor) -> None:
-        """Counts an answer to each of these rows as padding, which it took the place of."""
-        self.__oracle.discard(rows)
-
-
-class Gradients(Scores):
-    """The view of an attack that sees gradients."""
-
-    def __init__(self, oracle: Oracle) -> None:
-        super().__init__(oracle)
-        self.__oracle = oracle
-
-    def gradient(self, x: Tensor, objective: Objective, rows: Tensor | None = None, draws: int = 1) -> Gradient:
-        """Logits, objective and gradient at each image; of a random model averaged over `draws`."""
-        return self.__oracle.gradient(x, objective, rows, draws)

@@ -6,7 +6,7 @@ with the device is one copy of the rows' flags per step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,11 +60,12 @@ class Pool:
         verifier: Verifier,
         settings: PoolSettings,
         known: Sequence[tuple[int, int, bool]] = (),
+        surrogates: Mapping[str, Any] | None = None,
     ) -> None:
-        """`known` lists (sample position, turn, found) of rows that need not run again."""
+        """`known` lists (sample position, turn, found) of rows that need not run again; `surrogates` are views."""
         self._attack, self._lane_key, self._samples, self._eps = attack, lane_key, samples, eps
         self._oracle, self._verifier = oracle, verifier
-        self._oracles = Oracles(oracle.view(attack.access))
+        self._oracles = Oracles(oracle.view(attack.access), dict(surrogates or {}))
         self._targeted = attack.targets(samples.ranking.shape[1])
         source = RowSource(attack, algorithm, samples, eps, seed)
         self._turns = Turns(len(samples), source.turns, known)

@@ -33,6 +33,10 @@ class Attended:
         """int64 (n, k): the patches that stayed, FUSED for a fused token of an earlier block."""
         return self.patches.gather(1, self.kept)
 
+    def first(self, n: int) -> Attended:
+        """The same of the first n images."""
+        return Attended(self.block, self.a[:n], self.patches[:n], self.kept[:n])
+
 
 class Recorder:
     """Collects what dropping blocks see, and follows every token back to its patch."""

@@ -12,10 +12,10 @@ from torch import nn
 
 from robustbench_vit.attacks import build_attack
 from robustbench_vit.attacks.noise import Noise, row_key
-from robustbench_vit.attacks.rows import Oracles, Start
+from robustbench_vit.attacks.rows import Start
 from robustbench_vit.cards import AlgorithmCard, Loaded, Workspace
 from robustbench_vit.cards.workspace import builtin_layer
-from robustbench_vit.engine.oracle import Oracle
+from tests.attacks.attending import asking
 
 
 @pytest.fixture(scope="session")
@@ -46,11 +46,11 @@ def drive(noise: Callable[..., Noise]) -> Callable[..., Any]:
     """Steps an attack until all rows are finished, or `steps` times, and returns the last state."""
 
     def run(attack: Any, model: nn.Module, start: Start, steps: int = 10**6, seed: int = 0) -> Any:
-        oracle, draws = Oracle(model), noise(len(start.y), seed)
+        (oracle, oracles), draws = asking(attack, model), noise(len(start.y), seed)
         state = attack.init(start, draws)
         for _ in range(steps):
             oracle.count(len(start.y))
-            state = attack.step(state, Oracles(oracle.view(attack.access)), draws)
+            state = attack.step(state, oracles, draws)
             if bool(attack.finished(state).all()):
                 break
         return state

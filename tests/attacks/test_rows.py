@@ -17,6 +17,7 @@ from robustbench_vit.attacks.rows import Access, Gradient, Oracles, Start, conca
 from robustbench_vit.cards import AlgorithmCard, Workspace
 from robustbench_vit.cards.workspace import builtin_layer
 from robustbench_vit.engine.oracle import Oracle
+from tests.attacks.attending import asking, two_blocks
 
 checked = settings(deadline=None, max_examples=8, derandomize=True, database=None)
 CASES = [
@@ -90,13 +91,13 @@ def test_the_attack_finds_something_at_a_large_radius_and_nothing_at_none(build,
 @attacks
 def test_steps_change_neither_the_state_they_are_given_nor_its_start(build, noise, bumpy, name, norm):
     attack, model, draws = build(name, norm), bumpy(SHAPE), noise(6)
-    start, oracle = rows(model, 6, attack), Oracle(model)
+    start, (oracle, oracles) = rows(model, 6, attack), asking(attack, model)
     given_start = {f.name: getattr(start, f.name).clone() for f in dataclasses.fields(start)}
     state = attack.init(start, draws)
     for _ in range(4):
         oracle.count(6)
         before = {name: value.clone() for name, value in tensors(state).items()}
-        after = attack.step(state, Oracles(oracle.view(attack.access)), draws)
+        after = attack.step(state, oracles, draws)
         changed = [name for name, value in before.items() if not torch.equal(value, tensors(state)[name])]
         assert not changed, f"step wrote into {changed}"
         assert not equal(state, after), "a step moves on"
@@ -124,7 +125,7 @@ def test_rows_can_be_taken_apart_and_put_together(build, drive, noise, bumpy, na
 def test_a_row_that_joins_later_goes_the_way_it_goes_alone(build, drive, noise, bumpy, name, norm):
     longer = {"steps": 20} if "steps" in build(name, norm).__dataclass_fields__ else {}
     attack, model, draws = build(name, norm, **longer), bumpy(SHAPE), noise(5)
-    start, oracle = rows(model, 5, attack), Oracle(model)
+    start, (oracle, oracles) = rows(model, 5, attack), asking(attack, model)
     late, early = torch.tensor([3, 4]), torch.tensor([0, 1, 2])
 
     def part(index: Tensor) -> Start:
@@ -136,7 +137,7 @@ def test_a_row_that_joins_later_goes_the_way_it_goes_alone(build, drive, noise, 
             state = concatenate([state, attack.init(part(late), draws.take(late))])
             keys = torch.cat([early, late])
         oracle.count(len(keys))
-        state = attack.step(state, Oracles(oracle.view(attack.access)), draws.take(keys))
+        state = attack.step(state, oracles, draws.take(keys))
     whole = drive(attack, model, start, 5)
     for name_, value in tensors(take(state, torch.tensor([3, 4]))).items():
         torch.testing.assert_close(value, tensors(whole)[name_][late], rtol=0, atol=1e-5, msg=f"{name}: {name_}")
@@ -146,7 +147,7 @@ def test_a_row_that_joins_later_goes_the_way_it_goes_alone(build, drive, noise, 
 def test_finished_rows_stay_finished_and_the_passes_are_those_promised(build, noise, bumpy, name, norm):
     smaller = {k: v for k, v in (("steps", 6), ("queries", 30)) if k in build(name, norm).__dataclass_fields__}
     attack, model, draws = build(name, norm, **smaller), bumpy(SHAPE), noise(5)
-    start, oracle = rows(model, 5, attack, largest=1e-4), Oracle(model)
+    start, (oracle, oracles) = rows(model, 5, attack, largest=1e-4), asking(attack, model)
     state = attack.init(start, draws)
     passes = torch.zeros(2, 5, dtype=torch.int64)
     turns = attack.restarts() * max(attack.targets(5), 1)
@@ -155,12 +156,12 @@ def test_finished_rows_stay_finished_and_the_passes_are_those_promised(build, no
         if bool(ended.all()):
             break
         oracle.count(5)
-        state = attack.step(state, Oracles(oracle.view(attack.access)), draws)
+        state = attack.step(state, oracles, draws)
         passes += torch.stack([oracle.passes.forwards, oracle.passes.backwards])
         assert bool((attack.finished(state) | ~ended).all()), "a finished row came back"
     assert bool(attack.finished(state).all())
     cost, most = attack.cost(5), passes.amax(1) * turns
-    if attack.access >= Access.GRADIENT:
+    if attack.access >= Access.GRADIENT or oracles.surrogate:
         assert most.tolist() == [cost.forwards, cost.backwards]
     else:  # a query that cannot change the image is not asked
         assert 0 < int(most[0]) <= cost.forwards
@@ -170,12 +171,12 @@ def test_finished_rows_stay_finished_and_the_passes_are_those_promised(build, no
 @attacks
 def test_what_was_found_stays_found(build, noise, bumpy, name, norm):
     attack, model, draws = build(name, norm), bumpy(SHAPE), noise(8)
-    start, oracle = rows(model, 8, attack), Oracle(model)
+    start, (oracle, oracles) = rows(model, 8, attack), asking(attack, model)
     start = dataclasses.replace(start, eps=torch.full((8,), {"linf": 0.5, "l2": 2.0, "l1": 9.0}[norm]))
     state, found = attack.init(start, draws), torch.zeros(8, dtype=torch.bool)
     for _ in range(110 if norm == "l1" else 25):
         oracle.count(8)
-        state = attack.step(state, Oracles(oracle.view(attack.access)), draws)
+        state = attack.step(state, oracles, draws)
         best = attack.best(state)
         assert bool((best.found | ~found).all())
         assert bool((model(best.x).argmax(1) != start.y)[best.found].all())
@@ -211,6 +212,12 @@ class Wavering:
         logits = self.scores(x, rows)
         return Gradient(logits, objective(logits, at), torch.ones_like(x))
 
+    def attended(self, x: Tensor, read: Any, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return torch.zeros(len(x), 3), read(two_blocks(x))
+
+    def gradient_attended(self, x: Tensor, objective: Any, rows: Tensor | None = None) -> Gradient:
+        return self.gradient(x, lambda z, at: objective(z, two_blocks(x), at), rows)
+
 
 @attacks
 @pytest.mark.parametrize("wrong_call", [2, 6])
@@ -224,8 +231,9 @@ def test_one_wrong_answer_is_remembered_with_its_image(build, noise, name, norm,
         attack.init(Start(x0, y, (y + 1) % 3, torch.full((3,), 99.0), torch.zeros_like(y)), draws),
         Wavering(wrong_call, y),
     )
+    surrogates = {name: Wavering(0, y) for name in getattr(attack, "surrogates", ())}
     for _ in range(10):
-        state = attack.step(state, Oracles(view), draws)
+        state = attack.step(state, Oracles(view, surrogates), draws)
     best = attack.best(state)
     assert view.shown
     assert best.found.tolist() == [row in view.shown for row in range(3)]
@@ -236,11 +244,11 @@ def test_one_wrong_answer_is_remembered_with_its_image(build, noise, name, norm,
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_fab_keeps_the_nearest_image_it_saw(build, noise, bumpy, norm):
     attack, model, draws = build("fab-t", norm), bumpy(SHAPE), noise(8)
-    start, oracle = rows(model, 8, attack), Oracle(model)
+    start, (oracle, oracles) = rows(model, 8, attack), asking(attack, model)
     state, distance = attack.init(start, draws), torch.full((8,), torch.inf)
     for _ in range(40):
         oracle.count(8)
-        state = attack.step(state, Oracles(oracle.view(attack.access)), draws)
+        state = attack.step(state, oracles, draws)
         assert bool((state.distance <= distance).all())
         distance = state.distance
     torch.testing.assert_close(NORMS[norm].size(state.adversarial - state.x0), distance)
@@ -248,16 +256,23 @@ def test_fab_keeps_the_nearest_image_it_saw(build, noise, bumpy, norm):
 
 @attacks
 def test_an_attack_gets_by_with_the_access_it_declares(build, noise, bumpy, name, norm):
-    attack, model, draws = build(name, norm), bumpy(SHAPE), noise(3)
-    start, oracle = rows(model, 3, attack), Oracle(model)
+    fewer = {"steps": 4} if "steps" in build(name, norm).__dataclass_fields__ else {}
+    attack, model, draws = build(name, norm, **fewer), bumpy(SHAPE), noise(3)
+    start, (oracle, oracles) = rows(model, 3, attack), asking(attack, model)
     view = oracle.view(attack.access)
     assert hasattr(view, "gradient") == (attack.access >= Access.GRADIENT)
     assert hasattr(view, "scores") == (attack.access >= Access.SCORES)
-    oracle.count(3)
-    attack.step(attack.init(start, draws), Oracles(view), draws)
     below = oracle.view(Access(attack.access - 1)) if attack.access > Access.DECISIONS else object()
+
+    def steps(target: Any) -> None:
+        state = attack.init(start, draws)
+        for _ in range(4):
+            oracle.count(3)
+            state = attack.step(state, Oracles(target, oracles.surrogate), draws)
+
+    steps(view)
     with pytest.raises(AttributeError, match="has no attribute"):
-        attack.step(attack.init(start, draws), Oracles(below), draws)
+        steps(below)
 
 
 def test_square_sees_scores_and_no_gradient(build):
