@@ -34,8 +34,7 @@ class Row:
     rank: int | None = None  # None without a record, and where ranks mean nothing
     adaptive: tuple[str, ...] = ()  # attacks that ran on this entry beside the board's
     missing: tuple[str, ...] = ()  # adaptive attacks on the card that the record doesn't hold
-    only_adaptive: Mapping[float, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
-    """By eps the samples that fell to adaptive attacks alone, with those attacks."""
+    only_adaptive: Mapping[float, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)  # see Record; by eps
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def only_adaptive(record: Record, eps: float | None) -> dict[str, tuple[str, ...
 def _at(record: Record, attack: str | None, eps: float | None) -> Record:
     """The record narrowed to one attack, by default the protocol's last, and one eps, by default the first."""
     protocol = record.protocol
-    attack = next(reversed(protocol["attacks"])) if attack is None else attack
+    attack = list(protocol["attacks"])[-1] if attack is None else attack
     return record.at(attack, protocol["eps"][0] if eps is None else eps, protocol.get("criterion"))
 
 

@@ -161,12 +161,12 @@ def _noted(record: Record) -> Iterator[str]:
 
 def _best_known(record: Record) -> Iterator[str]:
     """The worst case with adaptive attacks, at every eps that finished."""
-    floor = next(reversed(record.protocol.get("attacks") or {"": None}))
-    held = {attack for attack, _ in record.budgets}
-    if not record.evidence or not record.complete or not {floor, *record.evidence} <= held:
+    whole = {*record.attacks} <= {attack for attack, _ in record.budgets}  # not narrowed to some attack
+    if not record.evidence or not record.complete or not whole:
         return
+    floor, more = list(record.protocol["attacks"])[-1], " and ".join(record.evidence)
     for eps in dict.fromkeys(eps for _, eps in record.budgets):
-        best, more = _percent(float(record.best_known(floor, eps).mean())), " and ".join(record.evidence)
+        best = _percent(float(record.best_known(floor, eps).mean()))
         yield f"best known at {_radius(eps)}: {best} % robust under {floor} and, aimed at this model, {more}"
 
 
