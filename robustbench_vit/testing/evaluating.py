@@ -59,6 +59,7 @@ class Evaluations:
         data = load_dataset(board.card.data.name, board.card.data.split)
         plan, data = board_plan(board, workspace, self._samples(board, data), smoke=False, data=data)
         item = prepare(board, entry, workspace, plan, data)
+        item = replace(item, plan=replace(item.plan, evidence=()))  # demands are about the board's own attacks
         folder = self.folder / board.name / entry.name / _behaviour(item)
         with _own_journal(folder) as journal:
             run = journal.run(item.key, item.name)
