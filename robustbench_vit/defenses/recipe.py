@@ -15,15 +15,17 @@ from robustbench_vit.defenses.registry import (
     Architecture,
     Augment,
     Kind,
+    LossSettings,
     OptimiserSettings,
     Regulariser,
+    Relying,
     Schedule,
     TrainingLoss,
     build_part,
 )
 from robustbench_vit.errors import CardError, RobustbenchError
 
-_PROSE = {"about", "reference"}
+PROSE = {"about", "reference"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Recipe:
     name: str
     card: DefenseCard
     attack: dict[str, Any] | None  # the inner attack's card, in case it changes
+    relies_on: dict[str, Any]  # what else beside the card decides the weights: a teacher, another attack's card
     architecture: Architecture | None
     loss: TrainingLoss
     regularisers: tuple[Regulariser, ...]
@@ -43,7 +46,9 @@ class Recipe:
     @property
     def digest(self) -> str:
         """sha256 of every setting that decides the trained weights; the prose of cards is left out."""
-        fields = {"card": self.card.model_dump(exclude=_PROSE), "attack": self.attack}
+        fields = {"card": self.card.model_dump(exclude=PROSE), "attack": self.attack}
+        if self.relies_on:  # recipes that rely on nothing else keep the digest that their weights name
+            fields["relies_on"] = self.relies_on
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
@@ -58,7 +63,8 @@ def build_recipe(loaded: Loaded[DefenseCard], workspace: Workspace) -> Recipe:
     return Recipe(
         name=loaded.name,
         card=card,
-        attack=None if attack is None else attack.card.model_dump(exclude=_PROSE),
+        attack=None if attack is None else attack.card.model_dump(exclude=PROSE),
+        relies_on=_relies_on(loss, workspace, where),
         architecture=parts.get(("architecture",)),
         loss=loss.bind(workspace, where),
         regularisers=tuple(parts["regularisers", str(i)] for i in range(len(card.regularisers))),
@@ -83,8 +89,8 @@ def defense_faults(loaded: Loaded[DefenseCard], workspace: Workspace) -> list[st
     for kind, part, place in _components(card):
         try:
             built = build_part(kind, part, where, place)
-            if kind == "loss" and (attack := built.attack_card(workspace, where)) is not None:
-                faults += attack_faults(attack)
+            if kind == "loss":
+                faults += _loss_faults(built, workspace, where)
         except CardError as error:
             faults += error.faults
         except RobustbenchError as error:
@@ -94,6 +100,18 @@ def defense_faults(loaded: Loaded[DefenseCard], workspace: Workspace) -> list[st
         if value is not None and not low < value < high:
             faults.append(f"{where}: field '{name}': should lie between {low:g} and {high:g}, got {value:g}")
     return faults
+
+
+def _loss_faults(loss: LossSettings, workspace: Workspace, where: str) -> list[str]:
+    """Everything wrong with what a loss names beside its own settings."""
+    attack = loss.attack_card(workspace, where)
+    faults = [] if attack is None else attack_faults(attack)
+    _relies_on(loss, workspace, where)
+    return faults
+
+
+def _relies_on(loss: LossSettings, workspace: Workspace, where: str) -> dict[str, Any]:
+    return loss.relies_on(workspace, where) if isinstance(loss, Relying) else {}
 
 
 def _components(card: DefenseCard) -> list[tuple[Kind, Component, tuple[str, ...]]]:

@@ -6,22 +6,43 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar, cast, dataclass_transform, runtime_checkable
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
 from robustbench_vit.attacks.noise import Noise
-from robustbench_vit.attacks.registry import settings
+from robustbench_vit.attacks.registry import settings as checked
 from robustbench_vit.cards import Component, Workspace
 from robustbench_vit.cards.faults import describe
 from robustbench_vit.errors import CardError
 from robustbench_vit.registry import Registry
 
-__all__ = ["PARTS", "Batch", "Kind", "LossValue", "TrainingLoss", "build_part", "part_settings", "register", "settings"]
+__all__ = [
+    "PARTS",
+    "Batch",
+    "Kind",
+    "LossValue",
+    "RunningLoss",
+    "TrainingLoss",
+    "build_part",
+    "part_settings",
+    "register",
+    "settings",
+    "started",
+]
 
 Kind = Literal["architecture", "loss", "regulariser", "optimiser", "schedule", "augment"]
+
+
+P = TypeVar("P")
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def settings(part: type[P]) -> type[P]:
+    """The class as a frozen dataclass whose fields are checked; none of them has a default."""
+    return cast(type[P], checked(part))
 
 
 @dataclass(frozen=True)
@@ -54,6 +75,53 @@ class TrainingLoss(Protocol):
     def __call__(self, model: nn.Module, batch: Batch) -> LossValue: ...
 
 
+@runtime_checkable
+class Starting(Protocol):
+    """A training loss that wants to see the model first, or that remembers something from step to step."""
+
+    def start(self, model: nn.Module, image: Tensor) -> RunningLoss:
+        """The loss for one training run; `image` (1, c, h, w) is an input. Raises InputError when the two don't fit."""
+        ...
+
+
+class RunningLoss(TrainingLoss, Protocol):
+    """A training loss at work on one model; resumed runs need its state."""
+
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class Preparing(TrainingLoss, Protocol):
+    """A training loss in two parts, so that it can be asked about the same images at several weights."""
+
+    def prepare(self, model: nn.Module, batch: Batch) -> Callable[[nn.Module], LossValue]:
+        """Does what a step does once (the attack, a teacher's answers); returns the rest, a function of the model."""
+        ...
+
+
+@dataclass(frozen=True)
+class Unchanging:
+    """A training loss that remembers nothing, as a running one."""
+
+    loss: TrainingLoss
+
+    def __call__(self, model: nn.Module, batch: Batch) -> LossValue:
+        return self.loss(model, batch)
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing to go back to."""
+
+
+def started(loss: TrainingLoss, model: nn.Module, image: Tensor) -> RunningLoss:
+    """The loss for one training run of `model`; `image` (1, c, h, w) is an input on the model's device."""
+    return loss.start(model, image) if isinstance(loss, Starting) else Unchanging(loss)
+
+
 class Architecture(Protocol):
     """A change of the model, made before training and again whenever trained weights are loaded."""
 
@@ -66,6 +134,15 @@ class LossSettings(Protocol):
     def bind(self, workspace: Workspace, where: str) -> TrainingLoss: ...
 
     def attack_card(self, workspace: Workspace, where: str) -> Any: ...
+
+
+@runtime_checkable
+class Relying(Protocol):
+    """Settings of a loss for which more than the card and the inner attack decides the trained weights."""
+
+    def relies_on(self, workspace: Workspace, where: str) -> dict[str, Any]:
+        """What that is, as JSON values by name; raises CardError or InputError for what cannot be relied on."""
+        ...
 
 
 class RunningRegulariser(Protocol):

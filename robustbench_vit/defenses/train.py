@@ -32,7 +32,7 @@ from robustbench_vit.defenses.checkpoint import (
     save_state,
 )
 from robustbench_vit.defenses.recipe import Recipe, apply_architecture, build_recipe
-from robustbench_vit.defenses.registry import Batch, LossValue
+from robustbench_vit.defenses.registry import Batch, LossValue, started
 from robustbench_vit.defenses.weight_average import WeightAverage
 from robustbench_vit.engine.oracle import unwrap
 from robustbench_vit.errors import InputError
@@ -128,6 +128,7 @@ class Trainer:
         self._optimiser = recipe.optimiser.build(model)
         self._rates = [group["lr"] for group in self._optimiser.param_groups]
         image = torch.from_numpy(data.x[:1]).to(device)
+        self._loss = started(recipe.loss, model, image)
         self._regularisers = [settings.attach(model, image) for settings in recipe.regularisers]
         decay = recipe.card.weight_average
         self._average = None if decay is None else WeightAverage(model, decay)
@@ -164,7 +165,7 @@ class Trainer:
         for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
         self._optimiser.zero_grad()
-        value = self._recipe.loss(self._model, batch)
+        value = self._loss(self._model, batch)
         value.loss.backward()
         if self._recipe.card.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self._model.parameters(), self._recipe.card.gradient_clip)
@@ -216,6 +217,7 @@ class Trainer:
             "model": self._model.state_dict(),
             "average": None if self._average is None else self._average.model.state_dict(),
             "optimiser": self._optimiser.state_dict(),
+            "loss": self._loss.state(),
             "regularisers": [regulariser.state() for regulariser in self._regularisers],
             "log": [dataclasses.asdict(entry) for entry in self.log],
         }
@@ -230,6 +232,7 @@ class Trainer:
             self._optimiser.load_state_dict(state["optimiser"])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{out / STATE} is of another model; choose another folder, or remove that one") from error
+        self._loss.restore(state["loss"])
         for regulariser, kept in zip(self._regularisers, state["regularisers"], strict=True):
             regulariser.restore(kept)
         self.log = [EpochLog(**entry) for entry in state["log"]]

@@ -108,7 +108,7 @@ def test_the_adversarial_loss_is_that_of_the_last_point(workspace):
     net, seen = model(), batch()
     loss = settings().bind(workspace, "card")
     value = loss(net, seen)
-    x = perturb(loss.attack, net.eval(), seen, 0.1)
+    x = perturb(loss.inner.attack, net.eval(), seen, 0.1)
     assert value.loss.item() == pytest.approx(F.cross_entropy(net(x), seen.y).item(), abs=1e-6)
     value.loss.backward()
     assert all(p.grad is not None for p in net.parameters())
