@@ -15,6 +15,9 @@ REPORTS = (
     "benchmarks.checks",
     "benchmarks.sequential",
     "benchmarks.gate",
+    "benchmarks.vit_recipe",
+    "benchmarks.digits_vit",
+    "benchmarks.mnist_architectures",
 )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.retraining import FOLDER as TRAINED
-from benchmarks.retraining import TrainEntry, retrained_board
+from benchmarks.retraining import retrained_board, training
 from benchmarks.side_by_side import board, machine
 from robustbench_vit.cards import BoardCard, Loaded, open_workspace
 from robustbench_vit.comparing import Conclusion, Item
@@ -124,7 +124,7 @@ def train(entries: Sequence[str]) -> None:
     """Trains what is missing, one at a time."""
     for entry in chosen(board(), entries):
         for seed in SEEDS:
-            TrainEntry(entry, seed)(lambda *_: None)
+            training(entry, seed)(lambda *_: None)
 
 
 def seeded(seed: int) -> Loaded[BoardCard]:

@@ -8,19 +8,16 @@ committed numbers back within their intervals, and with another seed, which show
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
+from benchmarks.board_training import Training, train_all
 from benchmarks.side_by_side import BOARD, board, machine
 from robustbench_vit.boards import board_folder
 from robustbench_vit.cards import BoardCard, Entry, Loaded, open_workspace
 from robustbench_vit.records import Record
 from robustbench_vit.running.board import RunOptions, run_board
 from robustbench_vit.running.entries import chosen
-from robustbench_vit.running.workers import Task, run_tasks
 from robustbench_vit.storage import write_atomic
 
 SAME, OTHER = 0, 1
@@ -35,27 +32,14 @@ def trained(entry: Entry, seed: int) -> Path:
     return FOLDER / f"seed-{seed}" / entry.name
 
 
-class TrainEntry:
-    """Trains one entry in a worker process."""
-
-    def __init__(self, entry: Entry, seed: int) -> None:
-        self.entry, self.seed = entry, seed
-
-    def __call__(self, send: Callable[..., None]) -> None:
-        from robustbench_vit.defenses.train import train_defense
-
-        torch.set_num_threads(1)
-        entry, out = self.entry, trained(self.entry, self.seed)
-        train_defense(entry.defense, entry.model, "digits", out, self.seed, "cpu", open_workspace())
+def training(entry: Entry, seed: int) -> Training:
+    """One training of an entry of the board."""
+    return Training(entry, board().card.data.name, seed, trained(entry, seed))
 
 
 def retrain(entries: list[Entry]) -> None:
     """Trains all entries with both seeds, two at a time; finished ones are left alone."""
-    tasks = [Task(f"{entry.name} seed {seed}", TrainEntry(entry, seed)) for seed in (SAME, OTHER) for entry in entries]
-    for message in run_tasks(tasks, workers=2):
-        if message.error is not None:
-            raise message.error
-        print(f"{message.task}: trained", flush=True)
+    train_all(training(entry, seed) for seed in (SAME, OTHER) for entry in entries)
 
 
 def retrained_board(seed: int) -> Loaded[BoardCard]:

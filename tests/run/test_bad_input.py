@@ -56,7 +56,7 @@ def assert_refused(rbvit: Rbvit, folder: Path, arguments: list[str], message: st
         (
             ["run", "smal.yaml"],
             "no board file at smal.yaml; known boards: cifar10-linf, digits-l2, digits-linf, digits-seeds,"
-            " imagenet-linf, small",
+            " digits-vit, imagenet-linf, small",
         ),
         (["run", "small", "--entry", "vitt"], "leaderboards/small.yaml: unknown entry 'vitt'; did you mean 'vit'?"),
         (["plan", "small", "--entry", "cn"], "leaderboards/small.yaml: unknown entry 'cn'; did you mean 'cnn'?"),
