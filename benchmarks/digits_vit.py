@@ -25,7 +25,8 @@ REPORT, FIGURE = DOCS / "digits-vit.md", DOCS / page.FIGURE
 def pages(card: BoardCard, records: Mapping[str, Record]) -> tuple[str, str]:
     """The page and its figure."""
     held = page.Board(card, records)
-    return page.report(held), dots(page.rows_of_figure(held), "robust accuracy, %")
+    labels = (held.attack, f"{page.BEST}; a mark per training")
+    return page.report(held), dots(page.rows_of_figure(held), labels, "robust accuracy, %")
 
 
 def main() -> None:

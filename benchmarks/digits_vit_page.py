@@ -32,14 +32,14 @@ class Question:
 
 REPORTED = "Shao et al. report for theirs ([arXiv:2103.15670](https://arxiv.org/abs/2103.15670), abstract; *reported*)"
 SHAO = {
-    Effect.COSTS: f"That agrees with what {REPORTED}: tokens-to-token blocks at the cost of robustness.",
-    Effect.HELPS: f"That is the opposite of what {REPORTED}: tokens-to-token blocks at the cost of robustness.",
-    Effect.LEANS_COST: f"That points the way of what {REPORTED}, tokens-to-token blocks at the cost of robustness,"
+    Effect.COSTS: f"this agrees with what {REPORTED}: tokens-to-token blocks at the cost of robustness.",
+    Effect.HELPS: f"this is the opposite of what {REPORTED}: tokens-to-token blocks at the cost of robustness.",
+    Effect.LEANS_COST: f"this points the way of what {REPORTED}, tokens-to-token blocks at the cost of robustness,"
     " but does not show it.",
-    Effect.LEANS_HELP: f"That points the other way than what {REPORTED}, tokens-to-token blocks at the cost of"
+    Effect.LEANS_HELP: f"this points the other way than what {REPORTED}, tokens-to-token blocks at the cost of"
     " robustness, but does not show it.",
-    Effect.OPEN: f"What {REPORTED}, tokens-to-token blocks at the cost of robustness, is neither shown nor refuted.",
-    Effect.NOTHING_LEFT: f"So nothing is said here about what {REPORTED}: that they cost robustness.",
+    Effect.OPEN: f"what {REPORTED}, tokens-to-token blocks at the cost of robustness, is neither shown nor refuted.",
+    Effect.NOTHING_LEFT: f"nothing is said here about what {REPORTED}: that they cost robustness.",
 }
 QUESTIONS = (
     Question(
@@ -125,7 +125,7 @@ class Board:
 
 def report(board: Board) -> str:
     """The page."""
-    card = board.card
+    card, n = board.card, max((record.n for record in board.held.values()), default=0)
     lines = [
         "# Architectures on small digits",
         "",
@@ -134,8 +134,8 @@ def report(board: Board) -> str:
         *paragraph(
             f"What the board `digits-vit` shows: {len(board.held)} of its {len(card.entries)} entries, each recipe",
             f"trained with several seeds, under {card.norm} perturbations of {card.eps[0]:g} on",
-            f"{card.data.name}/{card.data.split}. These are models of about 100,000 parameters for 8×8 images: the",
-            "direction of an effect may carry over to larger ones, its size hardly will.",
+            f"{n} samples of {card.data.name}/{card.data.split}. These are models of about 100,000 parameters for 8×8",
+            "images: the direction of an effect may carry over to larger ones, its size hardly will.",
         ),
         "",
         "## The recipes",
@@ -206,7 +206,9 @@ def _question(board: Board, question: Question) -> list[str]:
     if not found:
         return [*lines, "Too few trainings have records."]
     first = next(iter(_differences(board, question, board.attack).values()))
-    closing = question.closing[first.effect] if question.closing is not None and first is not None else ""
+    closing = ""
+    if question.closing is not None and first is not None:
+        closing = f"On `{first.other}` against `{first.plain}`: {question.closing[first.effect]}"
     return [
         *lines,
         *TABLE,

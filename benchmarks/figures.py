@@ -55,7 +55,7 @@ def _legend(drawn: Curves, left: float) -> str:
     return "\n".join(parts)
 
 
-def dots(rows: Sequence[tuple[str, Sequence[float], Sequence[float]]], axis: str) -> str:
+def dots(rows: Sequence[tuple[str, Sequence[float], Sequence[float]]], labels: tuple[str, str], axis: str) -> str:
     """A row per name: full dots for the first values and rings for the second, in percent, on one axis."""
     left, width, top, pitch = 150, 420, 44, 22
     values = [value for _, full, rings in rows for value in (*full, *rings)] or [0.0]
@@ -66,9 +66,9 @@ def dots(rows: Sequence[tuple[str, Sequence[float], Sequence[float]]], axis: str
     def x(value: float) -> float:
         return left + width * (value - low) / (high - low)
 
-    parts = [f'<circle cx="{left}" cy="11" r="4" fill="{BLUE}"/>', _text(left + 10, 15, "board's attacks")]
+    parts = [f'<circle cx="{left}" cy="11" r="4" fill="{BLUE}"/>', _text(left + 10, 15, labels[0])]
     parts += [f'<circle cx="{left + 130}" cy="11" r="4" fill="none" stroke="{ORANGE}" stroke-width="1.5"/>']
-    parts += [_text(left + 140, 15, "best known; a dot per training")]
+    parts += [_text(left + 140, 15, labels[1])]
     for tick in range(low, high + 1, 10):
         parts += [_line(x(tick), top - 8, x(tick), bottom), _text(x(tick), bottom + 15, str(tick), "middle")]
     for at, (name, full, rings) in enumerate(rows):

@@ -38,10 +38,10 @@ class Fallen:
         """The samples that the control did not break."""
         return tuple(sample for sample, attacks in self.fell.items() if CONTROL not in attacks)
 
-    @property
-    def only_control(self) -> int:
-        """How many the control alone broke."""
-        return sum(attacks == (CONTROL,) for attacks in self.fell.values())
+    def against_control(self, attack: str) -> tuple[int, int]:
+        """How many this attack broke and the control did not, and the reverse."""
+        broke = [(attack in attacks, CONTROL in attacks) for attacks in self.fell.values()]
+        return broke.count((True, False)), broke.count((False, True))
 
 
 def fallen(record: Record, card: BoardCard) -> Fallen:
@@ -101,10 +101,8 @@ def _passes(found: Sequence[Fallen], attack: str) -> str:
 
 
 def _verdict(found: Sequence[Fallen], attacks: Sequence[str]) -> list[str]:
-    robust, fell, beyond, control = (
-        sum(counts)
-        for counts in zip(*((o.robust, len(o.fell), len(o.beyond), o.only_control) for o in found), strict=True)
-    )
+    counts = [(one.robust, len(one.fell), len(one.beyond)) for one in found]
+    robust, fell, beyond = np.sum(counts, axis=0).tolist()
     left = f"Of {robust} pairs of an entry and a sample that {' and '.join(attacks)} left robust,"
     if not fell:
         return paragraph(left, "none fell to an adaptive attack: these attacks show no false security.")
@@ -116,9 +114,20 @@ def _verdict(found: Sequence[Fallen], attacks: Sequence[str]) -> list[str]:
         return paragraph(*lines, "The control broke all of them: it took more passes, not another aim.")
     return paragraph(
         *lines,
-        f"{beyond} of these the control did not break: they fell only to attacks aimed at the dropping of tokens,",
-        f"which a plain evaluation of any length would have missed. The control alone broke {control}.",
+        f"{beyond} of these the control did not break: they fell only to attacks aimed at the dropping of tokens, which",
+        "together took several times its passes. One by one, with equal passes:",
+        *_one_by_one(found),
     )
+
+
+def _one_by_one(found: Sequence[Fallen]) -> list[str]:
+    """What each aimed attack broke beside the control."""
+    said = []
+    for attack in dict.fromkeys(attack for one in found for attack in one.attacks if attack != CONTROL):
+        pairs = [one.against_control(attack) for one in found if {attack, CONTROL} <= {*one.attacks}]
+        more, less = (sum(pair[side] for pair in pairs) for side in (0, 1))
+        said.append(f"`{attack}` broke {more} that the control did not, and not {less} that it did")
+    return ["; ".join(said) + "."]
 
 
 def _samples(found: Sequence[Fallen]) -> list[str]:

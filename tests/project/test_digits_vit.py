@@ -88,9 +88,10 @@ def test_dropping_tokens_costs_when_the_interval_says_so(made: Board) -> None:
 
 
 def test_the_sentence_on_shao_follows_from_the_numbers(made: Board) -> None:
+    assert "On `t2t-pgd-at` against `evit-1.0-pgd-at`: what Shao et al. report" in " ".join(page(made).split())
     assert " is neither shown nor refuted." in " ".join(section(page(made), "Tokens-to-token").split())
     worse = page(board({"evit-1.0": (60, 61, 60), "t2t": (50, 51, 51)}))
-    assert "That agrees with what Shao et al. report" in " ".join(worse.split())
+    assert "evit-1.0-pgd-at`: this agrees with what Shao et al. report" in " ".join(worse.split())
     assert {*SHAO} == {*Effect}
     assert all("reported" in text and "2103.15670" in text for text in SHAO.values())
 
@@ -128,14 +129,15 @@ def test_what_fell_only_to_adaptive_attacks(made: Board) -> None:
     one = fallen(made.records["evit-0.7-pgd-at.seed-0"], made.card)
     assert one.fell == {"s1": ("attention-evict",), "s2": ("attention-evict", CONTROL), "s3": (CONTROL,)}
     assert (one.robust, one.n, one.by("attention-evict"), one.by(CONTROL)) == (50, 100, 2, 2)
-    assert (one.beyond, one.only_control, one.passes[CONTROL]) == (("s1",), 1, (9.0, 4.0))
+    assert (one.beyond, one.against_control("attention-evict")) == (("s1",), (1, 1))
+    assert one.passes[CONTROL] == (9.0, 4.0)
 
 
 def test_the_verdict_on_false_security(made: Board) -> None:
     said = " ".join(section(page(made), "Token dropping under attack").split())
     assert "Of 152 pairs of an entry and a sample that pgd-40 and autoattack left robust, 9 fell" in said
     assert "3 of these the control did not break" in said
-    assert "The control alone broke 3." in said
+    assert "`attention-evict` broke 3 that the control did not, and not 3 that it did." in said
     assert "- evit-0.7-pgd-at.seed-0: s1 (attention-evict); s2 (attention-evict, pgd-100); s3 (pgd-100)" in said
     assert "| passes | | | | 9 + 4 | 9 + 4 | |" in said
 
