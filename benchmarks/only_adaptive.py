@@ -114,8 +114,8 @@ def _verdict(found: Sequence[Fallen], attacks: Sequence[str]) -> list[str]:
         return paragraph(*lines, "The control broke all of them: it took more passes, not another aim.")
     return paragraph(
         *lines,
-        f"{beyond} of these the control did not break: they fell only to attacks aimed at the dropping of tokens, which",
-        "together took several times its passes. One by one, with equal passes:",
+        f"{beyond} of these the control did not break: they fell only to attacks aimed at the dropping of tokens,",
+        "which together took several times its passes. One by one, with equal passes:",
         *_one_by_one(found),
     )
 
