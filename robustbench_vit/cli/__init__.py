@@ -4,6 +4,7 @@ from robustbench_vit.cli import (  # importing a module of commands registers th
     cards,
     compare,
     gate,
+    norms,
     papers,
     pictures,
     runs,
@@ -13,4 +14,17 @@ from robustbench_vit.cli import (  # importing a module of commands registers th
 )
 from robustbench_vit.cli.app import app, main
 
-__all__ = ["app", "cards", "compare", "gate", "main", "papers", "pictures", "runs", "single", "tables", "verify"]
+__all__ = [
+    "app",
+    "cards",
+    "compare",
+    "gate",
+    "main",
+    "norms",
+    "papers",
+    "pictures",
+    "runs",
+    "single",
+    "tables",
+    "verify",
+]

@@ -33,9 +33,11 @@ def operator_norm(layer: nn.Module, input_size: Sequence[int], ord: float | str)
     """The norm of `layer` (without its bias) as a map on inputs of spatial size `input_size`, in float64.
 
     `ord` is 1, 2 or inf (or 'l1', 'l2', 'linf'). The size counts for convolutions only. Batch normalisation is taken
-    in eval mode: all three norms are max |γ|/√(var + eps). The l2 norm's relative error is at most 1e-8, the others are
-    sums. Raises InputError for layers whose norms are not known (other kinds, subclasses with a forward of their own,
-    padding with anything but zeros), for inputs too small for the kernel, and for weights that are not finite.
+    in eval mode: all three norms are max |γ|/√(var + eps). l1 and linf are sums; l2 is exact for small matrices, and
+    for large ones iterated until it is known within 5e-5, mostly far better (see `spectral.TOLERANCE`).
+
+    Raises InputError for layers whose norms are not known (other kinds, subclasses with a forward of their own, padding
+    with anything but zeros), for inputs too small for the kernel, and for weights that are not finite.
     """
     order = named_order(ord)
     require_measurable(layer, input_size)

@@ -199,7 +199,7 @@ def test_300_random_layers_equal_the_dense_matrix(largest_dense, monkeypatch):
 
 def test_a_large_layer_is_iterated():
     layer = seeded(nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), random.Random(0)).float()
-    size = (32, 32)
+    size = (16, 16)
     operator = spectral.operator_of(layer, size)
     assert math.prod(operator.shape) > spectral.DENSE
     gram = spectral.dense(operator) @ spectral.dense(operator).T
