@@ -16,7 +16,7 @@ from robustbench_vit.cards import Component
 from robustbench_vit.defenses.losses.gaussian import inconsistency
 from robustbench_vit.defenses.losses.inner import away_from_clean
 from robustbench_vit.defenses.losses.mart import boosted_cross_entropy
-from robustbench_vit.defenses.registry import build_part
+from robustbench_vit.defenses.registry import Batch, build_part
 from tests.defenses.tiny import LOSSES, batch, kl, probabilities, tiny
 
 
@@ -180,3 +180,16 @@ def test_clean_and_attacked_images_are_seen_in_train_mode_by_the_loss_and_in_eva
     assert modes[-2:] == [True, True]
     assert not any(modes[:-2])
     assert len(modes) == (13 if name == "trades" else 12)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_in_mixed_precision_a_loss_is_close_and_in_float32(bound, name):
+    model, seen = tiny().float(), batch()
+    seen = Batch(seen.x.float(), seen.y, seen.keys, seen.epochs_done)
+    rest = bound(name).prepare(model, seen)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = rest(model).loss
+    assert mixed.dtype == torch.float32
+    assert mixed.item() == pytest.approx(rest(model).loss.item(), rel=0.05)
+    mixed.backward()
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters())

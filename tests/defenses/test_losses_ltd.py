@@ -16,7 +16,7 @@ from robustbench_vit.cards.workspace import builtin_layer
 from robustbench_vit.defenses.losses.inner import away_from_clean
 from robustbench_vit.defenses.losses.ltd import soft_cross_entropy, soft_labels
 from robustbench_vit.defenses.recipe import build_recipe, defense_faults
-from robustbench_vit.defenses.registry import build_part, started
+from robustbench_vit.defenses.registry import Batch, build_part, started
 from robustbench_vit.defenses.train import train
 from robustbench_vit.errors import CardError, InputError, WeightsError
 from robustbench_vit.models.build import build_model
@@ -105,7 +105,7 @@ def test_the_teacher_only_answers(workspace, recipe, data, tmp_path: Path, field
     before = {key: value.clone() for key, value in running.teacher.state_dict().items()}
     seen = batch()
     images = torch.from_numpy(data.x[:6])
-    running(student.train(), type(seen)(images, seen.y % 2, seen.keys, 5.0)).loss.backward()
+    running(student.train(), Batch(images, seen.y % 2, seen.keys, 5.0)).loss.backward()
     assert all(p.grad is not None for p in student.parameters())
     assert all(p.grad is None for p in running.teacher.parameters())
     assert all(torch.equal(before[key], value) for key, value in running.teacher.state_dict().items())  # statistics too
@@ -191,3 +191,13 @@ def test_faults_are_named(card, workspace, changes, fault):
     assert defense_faults(loaded, workspace) == [f"defenses/test.yaml: {fault}"]
     with pytest.raises(CardError):
         build_recipe(loaded, workspace)
+
+
+@pytest.mark.parametrize("fields", [LTD, TRADES], ids=["ltd", "ltd-trades"])
+def test_in_mixed_precision_a_loss_is_close_and_in_float32(workspace, fields):
+    model, seen, loss = tiny().float(), batch(), bound(workspace, fields, other().float())
+    seen = Batch(seen.x.float(), seen.y, seen.keys, seen.epochs_done)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = loss(model, seen).loss
+    assert mixed.dtype == torch.float32
+    assert mixed.item() == pytest.approx(loss(model, seen).loss.item(), rel=0.05)

@@ -72,6 +72,11 @@ def test_every_loss_has_a_card(workspace):
     assert ours <= used
 
 
+def test_losses_that_decide_by_whole_batches_say_so():
+    found = {name for name in PARTS["loss"].names() if getattr(PARTS["loss"].get(name), "whole_batch", False)}
+    assert found == {"awp", "fast-at"}
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_eps_in_the_wrong_unit_is_a_fault_where_pixels_bound_it(card, workspace, norm):
     faults = defense_faults(card(loss={"name": "pgd-at", **INNER, "norm": norm, "eps": 8}), workspace)

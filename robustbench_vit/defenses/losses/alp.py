@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from robustbench_vit.cards import Number, Workspace
 from robustbench_vit.defenses.losses.inner import Attacked, InnerAttack
-from robustbench_vit.defenses.losses.step import Rest, StepLoss, correct
+from robustbench_vit.defenses.losses.step import Rest, StepLoss, correct, logits_of
 from robustbench_vit.defenses.registry import Batch, LossValue, register, settings
-from robustbench_vit.engine.oracle import unwrap
 
 
 @register("loss", "alp")
@@ -42,7 +41,7 @@ class LogitPairingLoss(StepLoss):
         return lambda model: self._value(model, batch, attacked)
 
     def _value(self, model: nn.Module, batch: Batch, attacked: Tensor) -> LossValue:
-        y, clean, robust = batch.y, unwrap(model(batch.x)), unwrap(model(attacked))
+        y, clean, robust = batch.y, logits_of(model, batch.x), logits_of(model, attacked)
         entropies = F.cross_entropy(clean, y) + F.cross_entropy(robust, y)
         loss = 0.5 * entropies + self.beta * F.mse_loss(robust, clean)
         return LossValue(loss, correct(clean, y), correct(robust, y))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -38,6 +38,8 @@ class WeightPerturbation:
     attacked at the weights as they are; the gradient there is what the optimiser gets, and the weights themselves don't
     move. Biases, normalisation and position tables stay. Before `from_epoch` it is the loss alone.
     """
+
+    whole_batch: ClassVar[bool] = True  # where the weights move to hangs on the loss of them all
 
     gamma: Annotated[Number, Field(gt=0)]
     from_epoch: Annotated[Number, Field(ge=0)]

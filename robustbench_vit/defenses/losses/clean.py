@@ -9,9 +9,8 @@ from pydantic import Field
 from torch import nn
 
 from robustbench_vit.cards import Number, Workspace
-from robustbench_vit.defenses.losses.step import Rest, StepLoss, correct
+from robustbench_vit.defenses.losses.step import Rest, StepLoss, correct, logits_of
 from robustbench_vit.defenses.registry import Batch, LossValue, register, settings
-from robustbench_vit.engine.oracle import unwrap
 
 
 @register("loss", "cross-entropy")
@@ -31,6 +30,6 @@ class CrossEntropy(StepLoss):
         return lambda model: self._value(model, batch)
 
     def _value(self, model: nn.Module, batch: Batch) -> LossValue:
-        logits = unwrap(model(batch.x))
+        logits = logits_of(model, batch.x)
         loss = F.cross_entropy(logits, batch.y, label_smoothing=self.label_smoothing)
         return LossValue(loss, correct(logits, batch.y), None)

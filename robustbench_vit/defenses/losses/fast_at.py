@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, StrictInt
@@ -14,10 +14,9 @@ from robustbench_vit.attacks.registry import attack_faults, build_attack
 from robustbench_vit.cards import AlgorithmCard, Loaded, Number, Workspace
 from robustbench_vit.defenses.losses.inner import Attacked, InnerAttack, in_mode, inner_card
 from robustbench_vit.defenses.losses.pgd_at import at_attacked, clean_count
-from robustbench_vit.defenses.losses.step import Rest, StepLoss, correct
+from robustbench_vit.defenses.losses.step import Rest, StepLoss, correct, logits_of
 from robustbench_vit.defenses.recipe import PROSE
 from robustbench_vit.defenses.registry import Batch, LossValue, register, settings
-from robustbench_vit.engine.oracle import unwrap
 from robustbench_vit.errors import CardError
 
 _log = logging.getLogger(__name__)
@@ -34,6 +33,8 @@ class FastAdversarialTraining(Attacked):
     goes on with the check's attack to its end; with `on_overfitting: back`, from the weights of the last check that was
     passed (the optimiser's state stays).
     """
+
+    whole_batch: ClassVar[bool] = True  # the guard compares shares of them
 
     check_attack: str
     check_every: Annotated[StrictInt, Field(ge=1)]
@@ -108,7 +109,7 @@ class RunningGuardedLoss(StepLoss):
         """The share of the batch that is right under an attack, in the mode the model is attacked in."""
         attacked = attack(model, batch)
         with in_mode(model, self.bound.settings.mode), torch.no_grad():
-            return float(correct(unwrap(model(attacked)), batch.y)) / len(batch.y)
+            return float(correct(logits_of(model, attacked), batch.y)) / len(batch.y)
 
     def _say(self, epochs_done: float, single: float, multi: float) -> None:
         fast, check = self.bound.settings.attack, self.bound.settings.check_attack

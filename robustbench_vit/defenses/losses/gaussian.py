@@ -11,9 +11,8 @@ from pydantic import Field, StrictInt, field_validator
 from torch import Tensor, nn
 
 from robustbench_vit.cards import Number, Workspace
-from robustbench_vit.defenses.losses.step import Rest, StepLoss, correct, within_pixel_range
+from robustbench_vit.defenses.losses.step import Rest, StepLoss, correct, logits_of, within_pixel_range
 from robustbench_vit.defenses.registry import Batch, LossValue, register, settings
-from robustbench_vit.engine.oracle import unwrap
 
 STREAM = 16
 """Of the rows' noise; attacks draw from lower ones."""
@@ -51,7 +50,7 @@ class GaussianAugmentation(Noisy):
         return lambda model: self._value(model, batch, x)
 
     def _value(self, model: nn.Module, batch: Batch, x: Tensor) -> LossValue:
-        logits = unwrap(model(x))
+        logits = logits_of(model, x)
         return LossValue(F.cross_entropy(logits, batch.y), correct(logits, batch.y), None)
 
 
@@ -76,7 +75,7 @@ class Consistency(Noisy):
         return lambda model: self._value(model, batch, x)
 
     def _value(self, model: nn.Module, batch: Batch, x: Tensor) -> LossValue:
-        logits = unwrap(model(x)).view(self.copies, len(batch.y), -1)
+        logits = logits_of(model, x).view(self.copies, len(batch.y), -1)
         entropies = F.cross_entropy(logits.flatten(0, 1), batch.y.repeat(self.copies))
         penalty = inconsistency(logits, self.consistency_weight, self.entropy_weight).mean()
         return LossValue(entropies + penalty, correct(logits[0], batch.y), None)

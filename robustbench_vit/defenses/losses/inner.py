@@ -18,9 +18,9 @@ from robustbench_vit.attacks.pgd import PGD
 from robustbench_vit.attacks.registry import NormName, build_attack
 from robustbench_vit.attacks.rows import Start, spread
 from robustbench_vit.cards import AlgorithmCard, Loaded, Number, Workspace
-from robustbench_vit.defenses.losses.step import card_error, within_pixel_range
+from robustbench_vit.defenses.losses.step import card_error, logits_of, within_pixel_range
 from robustbench_vit.defenses.registry import Batch, settings
-from robustbench_vit.engine.oracle import frozen, unwrap
+from robustbench_vit.engine.oracle import frozen
 
 Raised = Callable[[Tensor], Tensor]
 """What an attack makes large: from logits (row, classes) to values (row,)."""
@@ -114,7 +114,7 @@ def in_mode(model: nn.Module, mode: Literal["eval", "train"]) -> Iterator[None]:
 @torch.no_grad()
 def away_from_clean(model: nn.Module, batch: Batch) -> Raised:
     """KL(p(x) ‖ p(x')) with the model's answer to the clean images as it is now, a constant."""
-    return partial(kl_divergence, clean=unwrap(model(batch.x)))
+    return partial(kl_divergence, clean=logits_of(model, batch.x))
 
 
 def perturb(attack: PGD, model: nn.Module, batch: Batch, eps: float, raised: Raised | None = None) -> Tensor:
@@ -132,6 +132,6 @@ def perturb(attack: PGD, model: nn.Module, batch: Batch, eps: float, raised: Rai
     with frozen(model):
         for _ in range(attack.steps):
             at = x.detach().requires_grad_()
-            (grad,) = torch.autograd.grad(value(unwrap(model(at))).sum(), at)
+            (grad,) = torch.autograd.grad(value(logits_of(model, at)).sum(), at)
             x = ball.project(x + step_size * ball.steepest_from(x, grad), x0, radius)
     return x

@@ -16,10 +16,9 @@ from robustbench_vit.attacks.losses import kl_divergence
 from robustbench_vit.cards import AlgorithmCard, Loaded, Number, Workspace
 from robustbench_vit.defenses.losses.inner import Attacked, InnerAttack, away_from_clean, inner_card, moving_card
 from robustbench_vit.defenses.losses.pgd_at import clean_count
-from robustbench_vit.defenses.losses.step import Rest, StepLoss, correct
+from robustbench_vit.defenses.losses.step import Rest, StepLoss, correct, logits_of
 from robustbench_vit.defenses.registry import Batch, LossValue, register, settings
 from robustbench_vit.defenses.teachers import Teacher, load_teacher, require_same_classes, weights_digest
-from robustbench_vit.engine.oracle import unwrap
 
 
 @register("loss", "ltd")
@@ -88,7 +87,7 @@ class LowTemperatureLoss(StepLoss):
     def _value(
         self, model: nn.Module, batch: Batch, attacked: Tensor, labels: Tensor, clean_correct: Tensor
     ) -> LossValue:
-        robust = unwrap(model(attacked))
+        robust = logits_of(model, attacked)
         loss = soft_cross_entropy(robust, labels).mean()
         return LossValue(loss, clean_correct, correct(robust, batch.y))
 
@@ -110,7 +109,7 @@ class LowTemperatureTradesLoss(StepLoss):
         return lambda model: self._value(model, batch, attacked, labels)
 
     def _value(self, model: nn.Module, batch: Batch, attacked: Tensor, labels: Tensor) -> LossValue:
-        clean, robust = unwrap(model(batch.x)), unwrap(model(attacked))
+        clean, robust = logits_of(model, batch.x), logits_of(model, attacked)
         loss = soft_cross_entropy(clean, labels) + self.settings.beta * kl_divergence(robust, clean)
         return LossValue(loss.mean(), correct(clean, batch.y), correct(robust, batch.y))
 
@@ -118,7 +117,7 @@ class LowTemperatureTradesLoss(StepLoss):
 @torch.no_grad()
 def soft_labels(teacher: nn.Module, x: Tensor, temperature: float) -> Tensor:
     """(row, classes) softmax(z_T(x)/τ)."""
-    return (unwrap(teacher(x)) / temperature).softmax(1)
+    return (logits_of(teacher, x) / temperature).softmax(1)
 
 
 def soft_cross_entropy(z: Tensor, q: Tensor) -> Tensor:

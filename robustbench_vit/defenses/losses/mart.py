@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from robustbench_vit.attacks.losses import kl_divergence, logit
 from robustbench_vit.cards import Number, Workspace
 from robustbench_vit.defenses.losses.inner import Attacked, InnerAttack
-from robustbench_vit.defenses.losses.step import Rest, StepLoss, correct
+from robustbench_vit.defenses.losses.step import Rest, StepLoss, correct, logits_of
 from robustbench_vit.defenses.registry import Batch, LossValue, register, settings
-from robustbench_vit.engine.oracle import unwrap
 
 
 @register("loss", "mart")
@@ -43,7 +42,7 @@ class MartLoss(StepLoss):
         return lambda model: self._value(model, batch, attacked)
 
     def _value(self, model: nn.Module, batch: Batch, attacked: Tensor) -> LossValue:
-        y, clean, robust = batch.y, unwrap(model(batch.x)), unwrap(model(attacked))
+        y, clean, robust = batch.y, logits_of(model, batch.x), logits_of(model, attacked)
         unsure = 1 - logit(clean.softmax(1), y)
         loss = boosted_cross_entropy(robust, y) + self.beta * unsure * kl_divergence(robust, clean)
         return LossValue(loss.mean(), correct(clean, y), correct(robust, y))

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from robustbench_vit.cards import Workspace
 from robustbench_vit.defenses.losses.inner import Attacked, InnerAttack, in_mode
-from robustbench_vit.defenses.losses.step import Rest, StepLoss, correct
+from robustbench_vit.defenses.losses.step import Rest, StepLoss, correct, logits_of
 from robustbench_vit.defenses.registry import Batch, LossValue, register, settings
-from robustbench_vit.engine.oracle import unwrap
 
 
 @register("loss", "pgd-at")
@@ -39,10 +38,10 @@ class AdversarialLoss(StepLoss):
 def clean_count(model: nn.Module, batch: Batch) -> Tensor:
     """How many clean images the model classifies right in eval mode."""
     with in_mode(model, "eval"):
-        return correct(unwrap(model(batch.x)), batch.y)
+        return correct(logits_of(model, batch.x), batch.y)
 
 
 def at_attacked(model: nn.Module, batch: Batch, attacked: Tensor, clean_correct: Tensor) -> LossValue:
     """Cross-entropy at the attacked images (row, c, h, w)."""
-    logits = unwrap(model(attacked))
+    logits = logits_of(model, attacked)
     return LossValue(F.cross_entropy(logits, batch.y), clean_correct, correct(logits, batch.y))

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from robustbench_vit.defenses.registry import Batch, LossValue
+from robustbench_vit.engine.oracle import unwrap
 from robustbench_vit.errors import CardError
 
 Rest = Callable[[nn.Module], LossValue]
@@ -33,6 +35,12 @@ class StepLoss:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Nothing to go back to."""
+
+
+def logits_of(model: nn.Module, x: Tensor) -> Tensor:
+    """(row, classes) the model's logits in float32 at least: on mixed precision's logits losses would lose digits."""
+    logits = unwrap(model(x))
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
 def correct(logits: Tensor, y: Tensor) -> Tensor:

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from robustbench_vit.attacks.losses import kl_divergence
 from robustbench_vit.cards import AlgorithmCard, Loaded, Number, Workspace
 from robustbench_vit.defenses.losses.inner import Attacked, InnerAttack, away_from_clean, inner_card, moving_card
-from robustbench_vit.defenses.losses.step import Rest, StepLoss, correct
+from robustbench_vit.defenses.losses.step import Rest, StepLoss, correct, logits_of
 from robustbench_vit.defenses.registry import Batch, LossValue, register, settings
-from robustbench_vit.engine.oracle import unwrap
 
 
 @register("loss", "trades")
@@ -50,6 +49,6 @@ class TradesLoss(StepLoss):
         return lambda model: self._value(model, batch, attacked)
 
     def _value(self, model: nn.Module, batch: Batch, attacked: Tensor) -> LossValue:
-        clean, robust = unwrap(model(batch.x)), unwrap(model(attacked))
+        clean, robust = logits_of(model, batch.x), logits_of(model, attacked)
         loss = F.cross_entropy(clean, batch.y) + self.settings.beta * kl_divergence(robust, clean).mean()
         return LossValue(loss, correct(clean, batch.y), correct(robust, batch.y))
