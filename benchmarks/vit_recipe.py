@@ -24,7 +24,7 @@ from benchmarks.changed_cards import changed_card
 from benchmarks.figures import curves
 from benchmarks.retraining import trained, training
 from benchmarks.side_by_side import board, machine
-from benchmarks.vit_recipe_page import FIGURE, panels, report
+from benchmarks.vit_recipe_page import FIGURE, POSITIONS, panels, report
 from robustbench_vit.cards import Entry, open_workspace
 from robustbench_vit.data import Dataset, load_dataset
 from robustbench_vit.defenses.checkpoint import LOG, WEIGHTS
@@ -64,7 +64,7 @@ class Variant:
 RECIPE = "the recipe"
 VARIANTS = {
     RECIPE: Variant("the card `pgd-at` as it is", (0, 1)),
-    "small positions": Variant("position embeddings start at timm's deviation 0.02, not at 0.3", (0,), {}, 0.02),
+    POSITIONS: Variant("position embeddings start at timm's deviation 0.02, not at 0.3", (0,), {}, 0.02),
     "none of the three": Variant("no warm-up, no clipping, no eps ramp", (0,), NO_WARM_UP | NO_CLIPPING | NO_RAMP),
     "no eps ramp": Variant("full eps from the first epoch", (0,), NO_RAMP),
     "no clipping": Variant("gradients of any size", (0,), NO_CLIPPING),
@@ -147,8 +147,23 @@ def measure(names: list[str]) -> None:
         runs[name] = {str(seed): measured(name, seed, data) for seed in VARIANTS[name].seeds}
     in_order = {name: runs[name] for name in VARIANTS if name in runs}
     about = {name: VARIANTS[name].about for name in in_order}
-    found = {"machine": machine(), "attack": ATTACK, "eps": board().card.eps[0], "about": about, "runs": in_order}
+    found = {
+        "machine": machine(),
+        "attack": ATTACK,
+        "eps": board().card.eps[0],
+        "about": about,
+        "embeddings": embeddings(),
+        "runs": in_order,
+    }
     write_atomic(RESULTS, (json.dumps(found, ensure_ascii=False) + "\n").encode())
+
+
+def embeddings() -> float:
+    """By how much the untrained embeddings of patches differ: their standard deviation per channel, a mean over all."""
+    model, data = variant_model(VARIANTS[RECIPE], 0), load_dataset("digits", "train")
+    with torch.no_grad():
+        patches = model.get_submodule("patch_embed")(torch.from_numpy(data.x))  # (n, token, channel)
+    return round(float(patches.flatten(0, 1).std(0).mean()), 2)
 
 
 def kept() -> dict[str, Any]:

@@ -16,6 +16,8 @@ CONSTANT = 0.2
 LEFT = 0.5
 """Clean accuracy on the training batches of an epoch from which the constant counts as left."""
 FIGURE = "vit-recipe.svg"
+POSITIONS = "small positions"
+"""The variant whose effect is explained."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ def report(found: Mapping[str, Any]) -> str:
             "",
             *_summary({name: runs[name] for name in variants}),
             "",
+            *_why(runs, found["embeddings"]),
             f"Made with `python -m benchmarks.vit_recipe` on: {found['machine']}.",
             "",
         ]
@@ -178,6 +181,18 @@ def _summary(variants: Mapping[str, Sequence[Run]]) -> list[str]:
     by = {word: [f"*{name}*" for name, runs in variants.items() if kind(runs) == word] for word in KINDS}
     lines = [f"{text}: {', '.join(by[word])}." for word, text in KINDS.items() if by[word]]
     return paragraph("In short.", *lines)
+
+
+def _why(runs: Mapping[str, Sequence[Run]], embeddings: float) -> list[str]:
+    """Why positions matter, where they do."""
+    if POSITIONS not in runs or kind(runs[POSITIONS]) not in ("constant", "partly", "costs"):
+        return []
+    lines = paragraph(
+        f"Why positions matter: at the start the embeddings of patches differ by {embeddings:g} per channel, as their",
+        "pixels do. Beside that, positions of timm's size are small: the same pixels look alike to attention wherever",
+        "they lie, and the first steps teach little that an attack could not undo.",
+    )
+    return [*lines, ""]
 
 
 KINDS = {

@@ -15,7 +15,7 @@ from benchmarks import vit_recipe
 from benchmarks.changed_cards import changed_card
 from benchmarks.figures import curves
 from benchmarks.vit_recipe import MODEL, RECIPE, REPORT, VARIANTS, variant_model, variant_recipe
-from benchmarks.vit_recipe_page import FIGURE, Run, kind, panels, report, sentence
+from benchmarks.vit_recipe_page import FIGURE, POSITIONS, Run, kind, panels, report, sentence
 from robustbench_vit.cards import open_workspace
 from robustbench_vit.data import load_dataset
 from robustbench_vit.defenses.recipe import build_recipe
@@ -57,7 +57,7 @@ def made(**variants: tuple[int, int]) -> dict[str, Any]:
         name: {"0": {"log": [[2.3, 0.1, 0.1], [1.0, 0.8, 0.5]], **d}} for name, d in zip(variants, digits, strict=True)
     }
     about = {name: f"about {name}" for name in variants}
-    return {"machine": "a CPU", "attack": "pgd-40", "eps": 0.2, "about": about, "runs": runs}
+    return {"machine": "a CPU", "attack": "pgd-40", "eps": 0.2, "embeddings": 0.21, "about": about, "runs": runs}
 
 
 def test_the_page() -> None:
@@ -67,6 +67,11 @@ def test_the_page() -> None:
     assert "- *still*: the model learns a constant (clean accuracy 10.0 %)." in page
     assert "In short. Without it nothing is learned: *still*. The model is less robust: *less*." in page
     assert "No difference shown: *same*." in page
+
+
+def test_positions_are_explained_only_where_they_matter() -> None:
+    assert "differ by 0.21 per channel" in report(made(recipe=(60, 95), **{POSITIONS: (10, 10)}))
+    assert "per channel" not in report(made(recipe=(60, 95), **{POSITIONS: (60, 95)}))
 
 
 def test_the_figure_has_two_curves_per_variant() -> None:
@@ -87,7 +92,7 @@ def test_a_variant_changes_what_it_says_and_nothing_else() -> None:
 
 def test_variants_start_at_the_recipes_weights() -> None:
     plain = variant_model(VARIANTS[RECIPE], 3).state_dict()
-    other = variant_model(VARIANTS["small positions"], 3).state_dict()
+    other = variant_model(VARIANTS[POSITIONS], 3).state_dict()
     assert [name for name in plain if not plain[name].equal(other[name])] == ["pos_embed"]
     assert float(other["pos_embed"].std()) == pytest.approx(0.02, rel=0.1)
 
@@ -101,7 +106,7 @@ def test_unknown_variants_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 SHORT = {"epochs": 6, "batch_size": 32, "schedule": {"warmup_epochs": 2}}
 
 
-@pytest.mark.parametrize(("name", "learns"), [(RECIPE, True), ("small positions", False)])
+@pytest.mark.parametrize(("name", "learns"), [(RECIPE, True), (POSITIONS, False)])
 def test_adversarial_training_leaves_the_constant_from_the_recipes_start(
     name: str, learns: bool, tmp_path: Path
 ) -> None:
