@@ -13,6 +13,7 @@ from robustbench_vit.cards.schema import (
     Normalisation,
     NormKey,
     Policy,
+    Validation,
 )
 from robustbench_vit.cards.workspace import Loaded, Workspace, open_workspace
 
@@ -30,6 +31,7 @@ __all__ = [
     "Normalisation",
     "Number",
     "Policy",
+    "Validation",
     "Workspace",
     "open_workspace",
     "parse_number",

@@ -10,7 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, StrictStr, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictInt,
+    StrictStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from robustbench_vit.cards.numbers import Number
 
@@ -90,6 +100,30 @@ class CascadeCard(Card):
 AttackCard = AlgorithmCard | CascadeCard
 
 
+class Validation(BaseModel):
+    """Robust accuracy on a part of the training set after every epoch; the epoch where it is largest is kept.
+
+    `share` of every class is held out, the same samples for every training seed: `seed` is that of the choice and of
+    the attack's noise. Training stops after `patience` epochs in a row that were no better; null: never before its end.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    share: Annotated[Number, Field(gt=0, lt=1)]
+    seed: StrictInt
+    attack: StrictStr
+    norm: NormKey
+    eps: Annotated[Number, Field(gt=0)]
+    patience: Annotated[StrictInt, Field(ge=1)] | None
+
+    @field_validator("eps")
+    @classmethod
+    def _unit(cls, eps: float, info: ValidationInfo) -> float:
+        if info.data.get("norm") == "linf" and eps > 1:
+            raise ValueError(f"{eps:g} is larger than the whole range of a pixel in [0, 1]; did you mean {eps:g}/255?")
+        return eps
+
+
 class DefenseCard(Card):
     """A training recipe: an architecture change, a loss, regularisers, and how to optimise them."""
 
@@ -103,6 +137,8 @@ class DefenseCard(Card):
     gradient_clip: Number | None
     weight_average: Number | None
     augment: Component | None
+    precision: Literal["fp32", "bf16"]
+    validation: Validation | None
 
 
 def _all_or_a_number(value: Any) -> Any:

@@ -21,6 +21,7 @@ from robustbench_vit.cards.schema import (
     DefenseCard,
     Entry,
     Normalisation,
+    Validation,
 )
 from robustbench_vit.errors import CardError, InputError, UnknownNameError
 
@@ -36,7 +37,7 @@ _FIELDS_AT = {
         "entries": tuple(Entry.model_fields),
         "entries.normalise": tuple(Normalisation.model_fields),
     },
-    "defense": {"": (*DefenseCard.model_fields, "extends")},
+    "defense": {"": (*DefenseCard.model_fields, "extends"), "validation": tuple(Validation.model_fields)},
     "attack": {"": (*CascadeCard.model_fields, "extends")},  # an algorithm's fields are checked when it is built
 }
 

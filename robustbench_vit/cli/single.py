@@ -173,11 +173,14 @@ def train(
     device: DeviceOption = "cpu",
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the card's number.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; weights are bit-identical for equal numbers.")] = 1,
+    plot: Annotated[bool, typer.Option("--plot", help="Then draw the log as log.png beside it.")] = False,
 ) -> None:
     """Train a model by a defense card. Run the same command again to resume after an interruption."""
     import torch
 
+    from robustbench_vit.defenses.shares import first_process
     from robustbench_vit.defenses.train import train_defense
+    from robustbench_vit.diagnostics.norms_plot import require_matplotlib
     from robustbench_vit.progress import training_bar
     from robustbench_vit.running.board import Interrupted
     from robustbench_vit.running.single import builder_args
@@ -186,6 +189,8 @@ def train(
     torch.set_num_threads(threads)
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; give a folder")
+    if plot:
+        require_matplotlib()
     try:
         with training_bar(f"{model} + {defense}") as watch:
             args, workspace = builder_args(model_arg or ()), state(context).workspace
@@ -194,4 +199,21 @@ def train(
         raise Interrupted(
             f"interrupted; the last finished epoch is kept in {out}. Run the same command again to go on."
         ) from None
-    typer.echo(f"weights: {path}")
+    if first_process():
+        _say_trained(path, f"{model} + {defense}, seed {seed}" if plot else None)
+
+
+def _say_trained(weights: Path, title: str | None) -> None:
+    """Names what training made; with a title its log is drawn, too."""
+    from robustbench_vit.defenses.checkpoint import read_log
+    from robustbench_vit.defenses.curves import PICTURE, learning_curves
+    from robustbench_vit.defenses.selection import said
+    from robustbench_vit.storage import write_atomic
+
+    log = read_log(weights.parent)
+    if kept := said(log):
+        typer.echo(f"kept: {kept}")
+    if title is not None:
+        write_atomic(weights.parent / PICTURE, learning_curves(log, title))
+        typer.echo(f"curves: {weights.parent / PICTURE}")
+    typer.echo(f"weights: {weights}")

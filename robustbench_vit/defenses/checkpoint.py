@@ -29,7 +29,9 @@ class EpochLog:
     loss: float
     clean_accuracy: float
     robust_accuracy: float | None  # under the inner attack; None without one
-    valid_accuracy: float | None  # clean, of the weights that would be kept; None without validation data
+    valid_accuracy: float | None  # clean, of the weights at hand; None without validation data
+    valid_robust_accuracy: float | None = None  # likewise under the card's validation attack; None without one
+    best_epoch: int | None = None  # the one whose weights are kept so far, where validation under attack decides
 
 
 def claim(out: Path, run: dict[str, Any]) -> None:
@@ -62,6 +64,30 @@ def load_state(out: Path) -> dict[str, Any] | None:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise WeightsError(f"{path}: damaged; remove it to train from the start") from error
+
+
+def logged(state: dict[str, Any]) -> list[EpochLog]:
+    """The log in a saved state."""
+    return [EpochLog(**entry) for entry in state["log"]]
+
+
+def read_log(out: Path) -> list[EpochLog]:
+    """What `save_log` wrote, to the digits it wrote; raises InputError when it is absent or something else."""
+    path = out / LOG
+    try:
+        with path.open(encoding="utf-8", newline="") as lines:
+            return [_entry(line) for line in csv.DictReader(lines)]
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"{path} is no log of a training run: {error}") from error
+
+
+def _entry(line: dict[str, str]) -> EpochLog:
+    fields = {field.name: line.get(field.name) or None for field in dataclasses.fields(EpochLog)}
+    whole = ("epoch", "epochs", "best_epoch")
+    values = {k: v if v is None else (int(v) if k in whole else float(v)) for k, v in fields.items()}
+    if any(values[name] is None for name in ("epoch", "epochs", "lr", "loss", "clean_accuracy")):
+        raise ValueError(f"a line without epoch, learning rate, loss or accuracy: {line}")
+    return EpochLog(**values)  # type: ignore[arg-type]
 
 
 def save_log(out: Path, log: list[EpochLog]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -25,7 +25,12 @@ from robustbench_vit.defenses.registry import (
 )
 from robustbench_vit.errors import CardError, RobustbenchError
 
+if TYPE_CHECKING:
+    from robustbench_vit.defenses.validation import RobustCheck
+
 PROSE = {"about", "reference"}
+YOUNGER = {"precision": "fp32", "validation": None}
+"""Fields that came later, with what training was like before: such cards keep the digest that their weights name."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +47,15 @@ class Recipe:
     optimiser: OptimiserSettings
     schedule: Schedule
     augment: Augment | None
+    validation: RobustCheck | None
+    whole_batch: bool  # whether the loss has to see whole batches, so that processes can't share them
 
     @property
     def digest(self) -> str:
         """sha256 of every setting that decides the trained weights; the prose of cards is left out."""
-        fields = {"card": self.card.model_dump(exclude=PROSE), "attack": self.attack}
+        card = self.card.model_dump(exclude=PROSE)
+        card = {name: value for name, value in card.items() if name not in YOUNGER or value != YOUNGER[name]}
+        fields = {"card": card, "attack": self.attack}
         if self.relies_on:  # recipes that rely on nothing else keep the digest that their weights name
             fields["relies_on"] = self.relies_on
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
@@ -64,13 +73,15 @@ def build_recipe(loaded: Loaded[DefenseCard], workspace: Workspace) -> Recipe:
         name=loaded.name,
         card=card,
         attack=None if attack is None else attack.card.model_dump(exclude=PROSE),
-        relies_on=_relies_on(loss, workspace, where),
+        relies_on={**_relies_on(loss, workspace, where), **_validation_attack(card, workspace, where)},
         architecture=parts.get(("architecture",)),
         loss=loss.bind(workspace, where),
         regularisers=tuple(parts["regularisers", str(i)] for i in range(len(card.regularisers))),
         optimiser=parts[("optimiser",)],
         schedule=parts[("schedule",)],
         augment=parts.get(("augment",)),
+        validation=_validation(card, workspace, where),
+        whole_batch=getattr(loss, "whole_batch", False),
     )
 
 
@@ -95,6 +106,12 @@ def defense_faults(loaded: Loaded[DefenseCard], workspace: Workspace) -> list[st
             faults += error.faults
         except RobustbenchError as error:
             faults.append(str(error))
+    try:
+        _validation(card, workspace, where)
+    except CardError as error:
+        faults += error.faults
+    except RobustbenchError as error:
+        faults.append(str(error))
     for name, low, high in (("gradient_clip", 0.0, float("inf")), ("weight_average", 0.0, 1.0)):
         value = getattr(card, name)
         if value is not None and not low < value < high:
@@ -112,6 +129,21 @@ def _loss_faults(loss: LossSettings, workspace: Workspace, where: str) -> list[s
 
 def _relies_on(loss: LossSettings, workspace: Workspace, where: str) -> dict[str, Any]:
     return loss.relies_on(workspace, where) if isinstance(loss, Relying) else {}
+
+
+def _validation(card: DefenseCard, workspace: Workspace, where: str) -> RobustCheck | None:
+    from robustbench_vit.defenses.validation import card_check  # it runs the losses' steps, and they import this module
+
+    return None if card.validation is None else card_check(card.validation, workspace, where)
+
+
+def _validation_attack(card: DefenseCard, workspace: Workspace, where: str) -> dict[str, Any]:
+    from robustbench_vit.defenses.validation import validation_card
+
+    if card.validation is None:
+        return {}
+    loaded = validation_card(card.validation, workspace, where)
+    return {"validation_attack": loaded.card.model_dump(exclude=PROSE)}
 
 
 def _components(card: DefenseCard) -> list[tuple[Kind, Component, tuple[str, ...]]]:

@@ -1,7 +1,8 @@
-"""A tiny dataset, a workspace and recipes for training tests."""
+"""A tiny dataset and model, a workspace and recipes for training tests, and what stands for a kill."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from robustbench_vit.cards import DefenseCard, Loaded, Workspace, open_workspace
 from robustbench_vit.data import Dataset
+from robustbench_vit.defenses.checkpoint import EpochLog
 from robustbench_vit.defenses.recipe import Recipe, build_recipe
 
 FIELDS: dict[str, Any] = {
@@ -28,6 +31,8 @@ FIELDS: dict[str, Any] = {
     "gradient_clip": 1.0,
     "weight_average": None,
     "augment": None,
+    "precision": "fp32",
+    "validation": None,
 }
 PGD_AT = {
     "name": "pgd-at",
@@ -37,6 +42,33 @@ PGD_AT = {
     "eps_warmup_epochs": 1,
     "mode": "eval",
 }
+
+
+class Killed(Exception):
+    """Stands for the process being killed."""
+
+
+def killed_after(epoch: int) -> Callable[[EpochLog], None]:
+    """A watcher under which the run is killed once that epoch is saved."""
+
+    def watch(entry: EpochLog) -> None:
+        if entry.epoch == epoch:
+            raise Killed
+
+    return watch
+
+
+def bits(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def small(classes: int = 2) -> nn.Module:
+    """A model for images of 8×8 pixels that trains in no time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.LayerNorm(16), nn.Dropout(0.1), nn.Linear(16, classes)
+        )
 
 
 @pytest.fixture(autouse=True)

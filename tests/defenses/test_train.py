@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import signal
 import subprocess
 import sys
@@ -14,13 +13,13 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from robustbench_vit.defenses.checkpoint import EpochLog
+from robustbench_vit.defenses.checkpoint import EpochLog, read_log
 from robustbench_vit.defenses.recipe import Recipe, apply_architecture
 from robustbench_vit.defenses.train import accuracy, train, train_defense
 from robustbench_vit.errors import InputError, UnknownNameError, WeightsError
 from robustbench_vit.models.build import build_model
 from robustbench_vit.models.weights import load_weights
-from tests.defenses.conftest import PGD_AT
+from tests.defenses.conftest import PGD_AT, Killed, bits, killed_after
 
 EVERYTHING = {
     "architecture": {"name": "ic-layer", "dropout": 0.1},
@@ -32,18 +31,10 @@ EVERYTHING = {
 """A recipe with every kind of state and of randomness."""
 
 
-class Killed(Exception):
-    """Stands for the process being killed."""
-
-
 def build(recipe: Recipe) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return apply_architecture(recipe, build_model("digits_cnn", num_classes=2))
-
-
-def bits(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_a_model_learns_and_is_logged(recipe, data, tmp_path: Path):
@@ -99,12 +90,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(recipe, data, tmp_path: Path, opt
     full = recipe(**changes)
     train(full, build(full), data, None, tmp_path / "whole", 0)
 
-    def killed_after_two(entry: EpochLog) -> None:
-        if entry.epoch == 2:
-            raise Killed
-
     with pytest.raises(Killed):
-        train(full, build(full), data, None, tmp_path / "parts", 0, progress=killed_after_two)
+        train(full, build(full), data, None, tmp_path / "parts", 0, progress=killed_after(2))
     epochs = []
     model = build(full)
     with torch.no_grad():
@@ -120,23 +107,27 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from robustbench_vit.cards import open_workspace
-from robustbench_vit.defenses.train import train_defense
+from robustbench_vit.defenses.train import Trainer, train_defense
 
 torch.set_num_threads(1)  # as here: the bits are those of one kind of machine and one number of threads
 out, root = map(Path, sys.argv[1:])
+step = Trainer._step
 
-def kill(entry):
-    if entry.epoch == 1:
+def killed_in_the_middle(self, number, batch):
+    if self.epoch == 1 and number == 9:
         os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, number, batch)
 
-train_defense("ic-layer", "digits_cnn", "digits", out, 0, "cpu", open_workspace(root), kill, 2)
+Trainer._step = killed_in_the_middle
+train_defense("ic-layer", "digits_cnn", "digits", out, 0, "cpu", open_workspace(root), None, 2)
 """
 
 
-def test_a_process_killed_for_real_goes_on_to_the_same_bits(workspace, tmp_path: Path):
+def test_a_process_killed_in_the_middle_of_an_epoch_goes_on_to_the_same_bits(workspace, tmp_path: Path):
     parts, root = tmp_path / "parts", workspace.layers[0]
     killed = subprocess.run([sys.executable, "-c", KILLED, parts, root], cwd=root)
     assert killed.returncode == -signal.SIGKILL
+    assert [entry.epoch for entry in read_log(parts)] == [1]
     again = [train_defense("ic-layer", "digits_cnn", "digits", parts, 0, "cpu", workspace, epochs=2)]
     again.append(train_defense("ic-layer", "digits_cnn", "digits", tmp_path / "whole", 0, "cpu", workspace, epochs=2))
     assert bits(again[0]) == bits(again[1])
@@ -153,7 +144,7 @@ def test_a_run_killed_between_its_files_goes_on_to_the_same_bits(recipe, data, t
             raise Killed
         real(out, state)
 
-    from robustbench_vit.defenses import train as module
+    from robustbench_vit.defenses import trainer as module
 
     real = module.save_state
     monkeypatch.setattr(module, "save_state", killed_before_the_state)
@@ -216,6 +207,7 @@ def test_a_diverging_run_stops_with_advice(recipe, data, tmp_path: Path):
     bad = recipe(optimiser=wild, gradient_clip=None)
     with pytest.raises(InputError, match=r"the loss became .* in epoch 1; lower the learning rate"):
         train(bad, build(bad), data, None, tmp_path, 0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json"]
 
 
 def test_by_names(workspace, tmp_path: Path):
