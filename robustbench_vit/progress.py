@@ -111,10 +111,11 @@ def training_bar(name: str) -> Iterator[Callable[[EpochLog], None]]:
 
         def watch(log: EpochLog) -> None:
             robust = "" if log.robust_accuracy is None else f", robust {100 * log.robust_accuracy:.1f} %"
-            words = (
-                f"epoch {log.epoch}/{log.epochs}, loss {log.loss:.3f}, clean {100 * log.clean_accuracy:.1f} %{robust}"
-            )
-            shown.update(task, total=log.epochs, completed=log.epoch, stand=words)
+            held_out = ""
+            if log.valid_robust_accuracy is not None:
+                held_out = f", held out {100 * log.valid_robust_accuracy:.1f} % (best: epoch {log.best_epoch})"
+            words = f"epoch {log.epoch}/{log.epochs}, loss {log.loss:.3f}, clean {100 * log.clean_accuracy:.1f} %"
+            shown.update(task, total=log.epochs, completed=log.epoch, stand=f"{words}{robust}{held_out}")
 
         yield watch
 
