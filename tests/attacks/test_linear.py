@@ -34,6 +34,8 @@ SLACK = {
 windows of equal sign cannot follow weights of random sign, and never reach the last row and column alone, and a
 direction of signs is about √(π/2) times too long in l2 and pixels · max|w| / ‖w‖₁ times in l1.
 APGD for l1 ends on a few pixels, never on the best one alone."""
+TOO_SHORT = {"fgsm-rs-train": 1.6}
+"""Cards whose one step from a random start doesn't end at the corner of the ball, with the same."""
 SHORTER = {"queries": 1500, "draws": 2}
 DISTANCE = {"linf": 0.06, "l2": 0.25, "l1": 0.15}
 """About how far the nearest adversarial example is."""
@@ -118,7 +120,7 @@ def test_an_attack_succeeds_just_beyond_the_optimum_and_never_before(build, driv
     assert bool((model(x).argmax(1) == y).all())
     assert float(nearest.max()) < 0.44, "the box must not interfere"
 
-    slack = SLACK.get((ALGORITHM[name], norm), 1.03)
+    slack = TOO_SHORT.get(name) or SLACK.get((ALGORITHM[name], norm), 1.03)
     assert broken(attack, model, start(model, x, y, slack * nearest, attack), drive).tolist() == [True] * rows
     few = build(name, norm, **{k: min(v, 50) for k, v in changes.items()})  # it cannot succeed however long it runs
     assert broken(few, model, start(model, x, y, 0.98 * nearest, few), drive).tolist() == [False] * rows
@@ -130,7 +132,8 @@ def test_pixels_at_the_walls_of_the_box_move_one_way_only(build, drive, name):
     model, x, y = linear((2, 5, 6), 3, "linf", walls=True)
     nearest = optimum_in_box(model, x)
     assert float((nearest / optimum(model, x, "linf")).min()) > 1.1, "the walls must matter"
-    assert bool(broken(attack, model, start(model, x, y, 1.03 * nearest, attack), drive).all())
+    beyond = TOO_SHORT.get(name, 1.03) * nearest
+    assert bool(broken(attack, model, start(model, x, y, beyond, attack), drive).all())
     assert not bool(broken(attack, model, start(model, x, y, 0.98 * nearest, attack), drive).any())
 
 

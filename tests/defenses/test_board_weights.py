@@ -24,7 +24,7 @@ MODELS = {
     "digits_refiner_vit": "refiner",
     "digits_evit": "evit",
 }
-LEARNED = 0.94
+LEARNED = 0.93
 """Clean accuracy that every one of them reaches."""
 
 

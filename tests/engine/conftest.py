@@ -12,12 +12,14 @@ from torch import nn
 
 from robustbench_vit.attacks import build_attack
 from robustbench_vit.attacks.norms import NORMS
+from robustbench_vit.attacks.rows import Access
 from robustbench_vit.cards import AlgorithmCard, Loaded, Workspace
 from robustbench_vit.cards.workspace import builtin_layer
 from robustbench_vit.engine.oracle import Oracle
 from robustbench_vit.engine.pool import Pool
 from robustbench_vit.engine.verify import Verifier
 from robustbench_vit.engine.waiting import PoolSettings, Samples
+from tests.attacks.attending import Attending
 
 SHAPE = (1, 6, 5)
 CLASSES = 5
@@ -69,6 +71,9 @@ def pool(model: nn.Module) -> Callable[..., Pool]:
         speculate_to: int = 0,
         known: Sequence[tuple[int, int, bool]] = (),
     ) -> Pool:
+        attending = Attending(model)
+        oracle = Oracle(attending, "cpu", 64, recorder=attending.recorder)
+        surrogates = {name: oracle.beside(model).view(Access.GRADIENT) for name in getattr(attack, "surrogates", ())}
         return Pool(
             attack,
             "algorithm",
@@ -76,10 +81,11 @@ def pool(model: nn.Module) -> Callable[..., Pool]:
             samples,
             eps,
             0,
-            Oracle(model, "cpu", 64),
+            oracle,
             Verifier(model, NORMS[attack.norm]),
             PoolSettings(width, speculate_to, speculate_below=1),
             known,
+            surrogates,
         )
 
     return make

@@ -33,7 +33,8 @@ class Attacked:
     """What every loss with an inner attack states.
 
     The attack's radius grows linearly from 0 to `eps` over `eps_warmup_epochs`: small models learn better that way
-    (docs/vit-recipe.md). `mode` is the mode the model is in while it is attacked; eval keeps dropout and batch statistics out.
+    (docs/vit-recipe.md). `mode` is the mode the model is in while it is attacked; eval keeps dropout and batch
+    statistics out.
     """
 
     attack: str
