@@ -113,7 +113,7 @@ def test_the_readmes_cards_load(tmp_path: Path) -> None:
         path.parent.mkdir()
         path.write_text(content, encoding="utf-8")
     workspace = open_workspace(tmp_path)
-    assert workspace.attack("pgd-100").card.settings["restarts"] == 5
+    assert workspace.attack("pgd-500").card.settings["restarts"] == 5
     assert workspace.board("mine").card.entries[0].name == "mine"
 
 
