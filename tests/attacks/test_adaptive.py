@@ -22,6 +22,7 @@ from robustbench_vit.models.normalise import normalised
 from tests.attacks.attending import Saw
 from tests.models.evit_made import images, seeded
 
+SAME = {"steps": 10, "step_size": 0.1}
 ADAPTIVE = ["keep-1-transfer", "keep-1-start", "attention-evict"]
 
 
@@ -98,17 +99,17 @@ def test_what_stayed_is_that_of_the_clean_image_though_the_search_starts_elsewhe
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_without_evicting_steps_it_is_pgd(build, drive, noise, evit, digits, norm):
     start = start_of(digits)
-    state = steps_on(build("attention-evict", norm, steps=10, evict_share=1e-3), evit, start, noise, 6)
-    assert torch.equal(state.x, drive(build("pgd-100", norm, steps=10), evit, start, 6).x)
+    state = steps_on(build("attention-evict", norm, evict_share=1e-3, **SAME), evit, start, noise, 6)
+    assert torch.equal(state.x, drive(build("pgd-100", norm, **SAME), evit, start, 6).x)
 
 
 def test_following_the_surrogate_is_pgd_on_the_surrogate_and_then_on_the_target(build, drive, noise, evit, digits):
     inside, start = inside_of(evit), start_of(digits)
     assert inside is not None
-    keep_all, plain = inside.surrogates["keep-1"](), build("pgd-100", "linf", steps=10)
+    keep_all, plain = inside.surrogates["keep-1"](), build("pgd-100", "linf", **SAME)
     there = drive(plain, keep_all, start, 5)
-    assert torch.equal(steps_on(build("keep-1-transfer", "linf", steps=10), evit, start, noise, 5).x, there.x)
-    attack = build("keep-1-start", "linf", steps=10)
+    assert torch.equal(steps_on(build("keep-1-transfer", "linf", **SAME), evit, start, noise, 5).x, there.x)
+    attack = build("keep-1-start", "linf", **SAME)
     assert torch.equal(steps_on(attack, evit, start, noise, 5).x, there.x)
     oracle = Oracle(evit)
     oracle.count(7)
