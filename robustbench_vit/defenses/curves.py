@@ -25,7 +25,7 @@ def learning_curves(log: Sequence[EpochLog], title: str) -> bytes:
     Raises InputError without matplotlib.
     """
     require_matplotlib()
-    from matplotlib.figure import Figure  # type: ignore[import-not-found]
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)

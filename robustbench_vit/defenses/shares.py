@@ -110,12 +110,12 @@ def require_shares(shares: Shares, batch: int, whole_batch: str | None) -> None:
 
 def _state(cpu: bool) -> Any:
     """accelerate's state, one per process: the first call sets it up."""
-    from accelerate import PartialState  # type: ignore[import-not-found]
+    from accelerate import PartialState
 
     return PartialState(cpu=cpu)
 
 
 def _reduced(value: Tensor, how: str) -> Tensor:
-    from accelerate.utils import reduce  # type: ignore[import-not-found]
+    from accelerate.utils import reduce
 
     return reduce(value, how)  # type: ignore[return-value]

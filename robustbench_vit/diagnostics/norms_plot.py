@@ -32,7 +32,7 @@ def density_plot(models: Sequence[ModelNorms]) -> bytes:
     Raises InputError without matplotlib, and when no such layer has a norm above 0, as there is nothing to draw.
     """
     require_matplotlib()
-    from matplotlib.figure import Figure  # type: ignore[import-not-found]
+    from matplotlib.figure import Figure
 
     orders = list(models[0].layers[0].norms)
     if not any(norm > 0 for found in models for order in orders for norm in found.weighted(order)):
@@ -94,7 +94,7 @@ def _layer_by_layer(axes: Any, models: Sequence[ModelNorms], order: Order) -> No
 
 def _plain_ticks(axis: Any) -> None:
     """Ticks of a logarithmic axis at 1, 2, 5, 10, …, written out."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # type: ignore[import-not-found]
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
